@@ -1,0 +1,273 @@
+"""Where time is in the inputs of a model, and sequences made of two samples.
+
+Time is counted back from the end of each sample: lag 0 is its last valid timestep.
+
+Shapes: B sample, T timestep.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils._pytree import tree_leaves, tree_map
+
+from probes.base import Batch, Inputs, Subject, call, first_tensor
+from probes.errors import AnalyzerError, NotApplicable
+from probes.taps import untouched
+
+_ASK = "set time_axis to the axis of the inputs along which time runs"
+
+
+def time_axis(subject: Subject, batch: Batch) -> int:
+    """Find the time axis of the first input tensor, counted from the front.
+
+    That of the subject if it is set, the other axis of integer (sample, timestep) inputs, or the
+    axis that has as many entries as the first recurrent, 1-D convolutional or attention layer
+    reads timesteps, which takes one forward pass. Packed inputs have it at axis 1, once padded.
+
+    Raises
+    ------
+    NotApplicable
+        The inputs have no time axis, or which it is cannot be told.
+    """
+    if isinstance(batch.inputs, PackedSequence):
+        return 1
+    shape = first_tensor(batch.inputs).shape
+    if subject.time_axis is not None:
+        if not -len(shape) <= subject.time_axis < len(shape):
+            raise AnalyzerError(
+                f"time_axis is {subject.time_axis}, but the inputs have {len(shape)} axes: "
+                f"{tuple(shape)}"
+            )
+        return subject.time_axis % len(shape)
+    if len(shape) == 2 and not first_tensor(batch.inputs).is_floating_point():
+        return 1 - subject.batch_axis
+    return _inferred(subject, batch, shape)
+
+
+def _inferred(subject: Subject, batch: Batch, shape: torch.Size) -> int:
+    """Find the axis as long as what the first layer with a sense of time reads."""
+    with untouched(subject.model), _listening(subject.model) as heard, torch.no_grad():
+        call(subject.model, batch.inputs)
+    axes = [axis for axis in range(len(shape)) if axis != subject.batch_axis % len(shape)]
+    for name, timesteps in heard.lengths():
+        fitting = [axis for axis in axes if shape[axis] == timesteps]
+        if len(fitting) == 1:
+            return fitting[0]
+        if len(fitting) > 1:
+            raise NotApplicable(
+                f"time runs along one of the axes {fitting} of the inputs {tuple(shape)}, as "
+                f"{name} reads {timesteps} timesteps: {_ASK}"
+            )
+    if heard.lengths():
+        raise NotApplicable(
+            f"no axis of the inputs {tuple(shape)} is as long as what the layers read: {_ASK}"
+        )
+    raise NotApplicable(
+        f"the inputs {tuple(shape)} have no time axis that can be told: the model has no "
+        f"recurrent, 1-D convolutional or attention layer; if time is there, {_ASK}"
+    )
+
+
+class _Heard:
+    """Timesteps that layers read or returned, in the order of their first calls."""
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[str, int]] = []
+        self.cells: dict[str, int] = {}
+
+    def lengths(self) -> list[tuple[str, int]]:
+        """List every layer with a number of timesteps: a cell reads one with every call."""
+        return [*self.layers, *self.cells.items()]
+
+
+@contextmanager
+def _listening(model: nn.Module) -> Iterator[_Heard]:
+    """Note how many timesteps layers with a sense of time see while the block runs."""
+    heard = _Heard()
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+
+            def listen(
+                module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name
+            ) -> None:
+                label = name or "the model"
+                if isinstance(module, nn.RNNCellBase):
+                    heard.cells[label] = heard.cells.get(label, 0) + 1
+                    return
+                # What a causal convolution reads is padded, what it returns is not.
+                for value in ([*args, *kwargs.values()][:1], output):
+                    timesteps = _timesteps(module, tree_leaves(value, is_leaf=_packed)[0])
+                    if timesteps is not None:
+                        heard.layers.append((label, timesteps))
+
+            handle = module.register_forward_hook(listen, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield heard
+
+
+def _packed(value: Any) -> bool:
+    """Whether this is a packed sequence."""
+    return isinstance(value, PackedSequence)
+
+
+def _timesteps(module: nn.Module, value: Any) -> int | None:
+    """Count the timesteps a layer reads; None of a layer that has no sense of time."""
+    if isinstance(module, nn.RNNBase) and isinstance(value, PackedSequence):
+        return len(value.batch_sizes)
+    if not isinstance(value, Tensor) or value.dim() < 3:
+        return None
+    if isinstance(module, nn.Conv1d):
+        return value.shape[2]
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+        return value.shape[int(module.batch_first)]
+    return None
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """The sequences of one batch.
+
+    Parameters
+    ----------
+    batch : Batch
+        Whose inputs they are.
+    batch_axis, axis : int
+        Of the first input tensor.
+    lengths : Tensor, shape (B,)
+        Valid timesteps of each sample, on the CPU [timestep].
+    """
+
+    batch: Batch
+    batch_axis: int
+    axis: int
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, subject: Subject, batch: Batch, axis: int) -> "Sequences":
+        """Read the sequences of ``batch``, whose time axis is ``axis``.
+
+        Raises
+        ------
+        AnalyzerError
+            A length is below 1 or above the size of the time axis.
+        """
+        if isinstance(batch.inputs, PackedSequence):
+            return cls(batch, 0, 1, pad_packed_sequence(batch.inputs)[1])
+        first = first_tensor(batch.inputs)
+        batch_axis, timesteps = subject.batch_axis % first.dim(), first.shape[axis]
+        if batch.lengths is None:
+            lengths = torch.full((first.shape[batch_axis],), timesteps)
+        else:
+            lengths = torch.as_tensor(batch.lengths).cpu().long()
+        if lengths.min() < 1 or lengths.max() > timesteps:
+            raise AnalyzerError(
+                f"lengths run from {lengths.min()} to {lengths.max()}, but the time axis of the "
+                f"inputs {tuple(first.shape)} has {timesteps} timesteps"
+            )
+        return cls(batch, batch_axis, axis, lengths)
+
+    def tensors(self) -> list[Tensor]:
+        """List the input tensors that have time: (B, T, ...), time-first ones turned."""
+        inputs = self.batch.inputs
+        if isinstance(inputs, PackedSequence):
+            return [pad_packed_sequence(inputs, batch_first=True)[0]]
+        found: list[Tensor] = []
+
+        def keep(value: Tensor) -> Tensor:
+            found.append(value)
+            return value
+
+        self._visited(inputs, keep)
+        return found
+
+    def replaced(self, tensors: Sequence[Tensor]) -> Inputs:
+        """Put other values in the place of :meth:`tensors`."""
+        inputs, following = self.batch.inputs, iter(tensors)
+        if not isinstance(inputs, PackedSequence):
+            return self._visited(inputs, lambda _value: next(following))
+        ordered = inputs.sorted_indices is None
+        return pack_padded_sequence(
+            next(following), self.lengths, batch_first=True, enforce_sorted=ordered
+        )
+
+    def _visited(self, inputs: Inputs, visit: Any) -> Inputs:
+        """Replace every tensor that has the samples and timesteps of the first one."""
+        first = first_tensor(inputs)
+        samples, timesteps = first.shape[self.batch_axis], first.shape[self.axis]
+
+        def each(value: Any) -> Any:
+            if not isinstance(value, Tensor) or value.dim() <= max(self.batch_axis, self.axis):
+                return value
+            if (value.shape[self.batch_axis], value.shape[self.axis]) != (samples, timesteps):
+                return value
+            turned = value.movedim((self.batch_axis, self.axis), (0, 1))
+            return visit(turned).movedim((0, 1), (self.batch_axis, self.axis))
+
+        visited: Inputs = tree_map(each, inputs)
+        return visited
+
+
+class Sample(NamedTuple):
+    """One sequence of an audit set: its tensors (T, ...) and its valid timesteps."""
+
+    tensors: list[Tensor]
+    length: int
+
+
+def samples(sequences: Sequences) -> list[Sample]:
+    """Take a batch apart; nothing is copied."""
+    tensors = sequences.tensors()
+    return [
+        Sample([tensor[row] for tensor in tensors], int(length))
+        for row, length in enumerate(sequences.lengths)
+    ]
+
+
+def donated(sequences: Sequences, donors: Sequence[Sample]) -> list[Tensor]:
+    """Line up the donors with the ends of the sequences they are to replace: each (B, T, ...).
+
+    A donor shorter than its sequence is repeated towards the past.
+    """
+    steps_T = torch.arange(sequences.tensors()[0].shape[1])
+    columns: list[list[Tensor]] = []
+    for donor, length in zip(donors, sequences.lengths.tolist(), strict=True):
+        source_T = (steps_T - length + donor.length) % donor.length
+        columns.append([tensor[source_T.to(tensor.device)] for tensor in donor.tensors])
+    return [torch.stack(column) for column in zip(*columns, strict=True)]
+
+
+def spliced(sequences: Sequences, donated: Sequence[Tensor], kept: int) -> Inputs:
+    """Keep the last ``kept`` valid timesteps of each sample; older ones come from its donor."""
+    steps_T = torch.arange(donated[0].shape[1])
+    old_BT = steps_T < sequences.lengths[:, None] - kept
+    tensors = []
+    for own, other in zip(sequences.tensors(), donated, strict=True):
+        old = old_BT.to(own.device).reshape(old_BT.shape + (1,) * (own.dim() - 2))
+        tensors.append(torch.where(old, other, own))
+    return sequences.replaced(tensors)
+
+
+def by_lag(sequences: Sequences, values: Tensor) -> Tensor | None:
+    """Order values, which the inputs' axes come first in, by lag: (B, T, ...).
+
+    Past the first timestep of a sample they are nan; None for values without these axes.
+    """
+    count, steps = sequences.tensors()[0].shape[:2]
+    if isinstance(sequences.batch.inputs, PackedSequence):
+        packed: PackedSequence = sequences.batch.inputs._replace(data=values)
+        values_BT = pad_packed_sequence(packed, batch_first=True)[0]
+    elif values.dim() <= max(sequences.batch_axis, sequences.axis):
+        return None
+    else:
+        values_BT = values.movedim((sequences.batch_axis, sequences.axis), (0, 1))
+    if values_BT.shape[:2] != (count, steps):
+        return None
+    source_BT = (sequences.lengths[:, None] - 1 - torch.arange(steps)).to(values.device)
+    ordered = values_BT[torch.arange(count, device=values.device)[:, None], source_BT.clamp_min(0)]
+    past_BT = (source_BT < 0).reshape(source_BT.shape + (1,) * (ordered.dim() - 2))
+    return ordered.masked_fill(past_BT, torch.nan)
