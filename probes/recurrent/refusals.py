@@ -1,0 +1,77 @@
+"""What cannot be measured, refused by name rather than measured wrongly."""
+
+import re
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+from torch.utils import checkpoint
+
+from probes.errors import AnalyzerError
+
+_SCRIPTED = re.compile(r"aten::(lstm|gru|rnn_tanh|rnn_relu)(_cell)?\(")
+
+
+def refuse_scripted(model: nn.Module) -> None:
+    """Refuse TorchScript that holds recurrent layers: it runs out of sight.
+
+    Raises
+    ------
+    AnalyzerError
+        Names the scripted module.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and _SCRIPTED.search(_graph(module)):
+            raise AnalyzerError(
+                f"{name or 'the model'} is TorchScript: the steps of its recurrent layers cannot "
+                "be seen; give the Python module it was made from, with the same weights"
+            )
+
+
+def _graph(module: torch.jit.ScriptModule) -> str:
+    """Text of the program of a scripted module; empty if it has no forward method."""
+    return str(module.inlined_graph) if hasattr(module, "forward") else ""
+
+
+def refuse(where: str, tensors: list[Tensor]) -> None:
+    """Refuse circumstances in which a gradient over time does not exist or is not the model's.
+
+    Parameters
+    ----------
+    where : str
+        Name and kind of the layer that is being called.
+    tensors : list of Tensor
+        Input and weights of the call.
+
+    Raises
+    ------
+    AnalyzerError
+        Names the layer and what stands in the way.
+    """
+    if any(frame.f_code.co_filename == checkpoint.__file__ for frame in callers()):
+        raise AnalyzerError(
+            f"{where} runs under activation checkpointing (torch.utils.checkpoint), which "
+            "computes it again during the backward pass: turn checkpointing off"
+        )
+    if not torch.is_grad_enabled():
+        raise AnalyzerError(
+            f"{where} runs with gradients off (torch.no_grad or torch.inference_mode in the "
+            "model): take that out of the forward method"
+        )
+    narrow = {str(t.dtype) for t in tensors} - {"torch.float32", "torch.float64"}
+    if torch.is_autocast_enabled(tensors[0].device.type):
+        narrow.add("autocast")
+    if narrow:
+        raise AnalyzerError(
+            f"{where} computes in {', '.join(sorted(narrow))}: convert the model to float32"
+        )
+
+
+def callers() -> Iterator[FrameType]:
+    """Walk the Python frames that lead here, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
