@@ -1,0 +1,1 @@
+"""Receptive fields: interval propagation through any forward, and sizes of effective fields."""

@@ -1,0 +1,85 @@
+"""Rules of recurrent layers and cells, caught before torch takes them apart step by step."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probes.field.intervals import Field, Span, accumulate, contract, everything, union
+
+Lookup = Callable[[Any], Field | None]
+
+LAYERS = frozenset({torch._VF.lstm, torch._VF.gru, torch._VF.rnn_tanh, torch._VF.rnn_relu})
+"""Functions behind :class:`torch.nn.LSTM`, ``GRU`` and ``RNN``."""
+
+CELLS = frozenset(
+    {
+        torch._VF.lstm_cell,
+        torch._VF.gru_cell,
+        torch._VF.rnn_tanh_cell,
+        torch._VF.rnn_relu_cell,
+    }
+)
+"""Functions behind the cells, one timestep at a time."""
+
+EARLIER = "recurrence over every earlier position (causal prefix)"
+BOTH = "recurrence over every earlier and later position"
+
+
+def layer(args: Sequence[Any], lookup: Lookup, outs: list[Tensor], where: str) -> list[Field]:
+    """Field of the outputs of a recurrent layer: the sequence, then the final states.
+
+    Each timestep depends on those before it, in a bidirectional layer on all. ``args`` are those
+    of ``torch.lstm`` and its relatives, whose last three or four say how time is laid out.
+    """
+    packed = isinstance(args[1], Tensor) and not args[1].is_floating_point()
+    bidirectional = args[-1] if packed else args[-2]
+    time = 0 if packed or not args[-1] or args[0].dim() == 2 else 1
+    cause = f"{BOTH if bidirectional else EARLIER} in {where or 'the model itself'}"
+    field = lookup(args[0])
+    assert field is not None
+    sequence = tuple(_unrolled(span, time, cause, both=bool(bidirectional)) for span in field)
+    finals = [
+        tuple(everything([s], out.dim(), s.cause, known=s.known) for s in sequence)
+        for out in outs[1:]
+    ]
+    return [sequence, *finals]
+
+
+def _unrolled(span: Span, time: int, cause: str, *, both: bool) -> Span:
+    """Combine features, and the timesteps that each one depends on."""
+    mixed = contract(span, [span.low.ndim - 1], cause)
+    if both:
+        return contract(mixed, [time], cause, keep=True)
+    return accumulate(mixed, time, cause)
+
+
+def cell(args: Sequence[Any], lookup: Lookup, outs: list[Tensor], where: str) -> list[Field]:
+    """Field of the new states: of the input and of the states before, whatever the unit."""
+    states = args[1] if isinstance(args[1], list | tuple) else [args[1]]
+    fields = [known for known in map(lookup, [args[0], *states]) if known is not None]
+    cause = f"{EARLIER} in {where or 'the model itself'}"
+    now = lookup(args[0])
+    result = []
+    for axis, spans in enumerate(zip(*fields, strict=True)):
+        flat = [contract(span, [span.low.ndim - 1], cause) for span in spans]
+        merged = union(flat)
+        if now is not None and not merged.cause and _grows(now[axis], merged):
+            merged = replace(merged, cause=cause, minimal=np.inf)
+        result.append(merged)
+    return [tuple(result)] * len(outs)
+
+
+def _grows(now: Span, merged: Span) -> bool:
+    """Whether the states saw positions that the input of this step does not."""
+    low, high = now.low.min(), now.high.max()
+    return bool(merged.low.min() < low or merged.high.max() > high)
+
+
+RECURRENT: Mapping[Any, Callable[..., list[Field]]] = {
+    **dict.fromkeys(LAYERS, layer),
+    **dict.fromkeys(CELLS, cell),
+}
