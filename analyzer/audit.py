@@ -1,0 +1,70 @@
+"""Measure, judge and render in one go, into a folder that never holds half a result."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from analyzer import record as records
+from analyzer.findings import Finding, save
+from analyzer.limits import Limits
+from analyzer.pipeline import Watch, measure
+from analyzer.rules import judge
+from reports import render
+
+if TYPE_CHECKING:
+    from probes.base import Subject
+
+TRACES, FINDINGS, REPORT = "traces.nc", "findings.json", "report.pdf"
+"""Names of the files in the output folder."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found, and where it is written."""
+
+    record: xr.DataTree
+    findings: list[Finding]
+    folder: Path
+
+
+def audit(
+    subject: "Subject",
+    out: str | Path,
+    *,
+    probes: Iterable[str] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    limits: Limits | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
+) -> Audit:
+    """Audit a subject: write ``traces.nc``, ``findings.json`` and ``report.pdf`` into ``out``.
+
+    Each file is written when it is complete, in this order, so that a report that cannot be
+    rendered costs neither traces nor findings.
+
+    Parameters
+    ----------
+    subject : Subject
+        The model is left as it was found.
+    out : path
+        Made if it does not exist.
+    probes, settings, provenance, watch
+        As in :func:`analyzer.pipeline.measure`.
+    limits : Limits, optional
+        The default ones if unset.
+
+    Raises
+    ------
+    AnalyzerError
+        The audit cannot be run, or a file cannot be written.
+    """
+    folder, limits = Path(out), limits or Limits()
+    record = measure(subject, probes, settings, provenance, watch)
+    records.save(record, folder / TRACES)
+    findings = judge(record, limits)
+    save(findings, record.attrs, limits.table(), folder / FINDINGS)
+    render(record, findings, folder / REPORT, limits=limits.table())
+    return Audit(record, findings, folder)

@@ -1,0 +1,51 @@
+"""Files that are either the old ones or the new ones, never half."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from probes.errors import AnalyzerError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success it takes its place, else it is removed.
+
+    Raises
+    ------
+    AnalyzerError
+        The folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = NamedTemporaryFile(  # noqa: SIM115 - it must outlive the block to be renamed
+            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix, delete=False
+        )
+    except OSError as error:
+        raise AnalyzerError(f"cannot write {path}: {error.strerror or error}") from error
+    handle.close()
+    temporary = Path(handle.name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)  # noqa: PTH105 - the one call that is atomic on every system
+    except OSError as error:
+        raise AnalyzerError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Read the process's file mode mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256(path: Path) -> str:
+    """Hash a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,166 @@
+"""Measure: run the probes on a subject and keep their traces with where they come from."""
+
+import copy
+import json
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import nn
+
+from analyzer import record as records
+from analyzer.data import data_sha256
+from analyzer.imports import in_one_line, told
+from analyzer.names import known
+from probes import PROBES, probe_class
+from probes.base import Probe, Progress, Subject, call, silent
+from probes.errors import AnalyzerError, NotApplicable
+from probes.objective import describe, sample_losses
+from probes.taps import untouched
+
+DISTRIBUTION = "gradient-memory-analyzer"
+
+Watch = Callable[[str], Progress]
+"""Given a probe's name, returns the callback that follows its progress."""
+
+
+def measure(
+    subject: Subject,
+    probes: Iterable[str] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
+) -> xr.DataTree:
+    """Run the probes on a subject and keep their traces.
+
+    Parameters
+    ----------
+    subject : Subject
+        The model is left as it was found.
+    probes : iterable of str, optional
+        Names out of ``probes.PROBES``; all of them if unset.
+    settings : mapping, optional
+        Settings by probe name.
+    provenance : mapping, optional
+        Root attributes that say where the subject comes from.
+    watch : callable, optional
+        Follows the progress.
+
+    Returns
+    -------
+    DataTree
+        One group per probe; one that does not apply or raises leaves its reason.
+
+    Raises
+    ------
+    AnalyzerError
+        A probe or setting is unknown, there are no data, or the model does not run on them.
+    """
+    chosen = {name: _probe(name, (settings or {}).get(name, {})) for name in probes or PROBES}
+    subject = replace(subject, model=_eager(subject.model))
+    facts = _facts(subject) | dict(provenance or {})
+    traces = {
+        name: _trace(probe, subject, watch(name) if watch else silent)
+        for name, probe in chosen.items()
+    }
+    return records.assemble(traces, facts)
+
+
+def _probe(name: str, settings: Mapping[str, Any]) -> Probe:
+    """Make the probe called ``name`` with the settings given."""
+    known([name], PROBES, "probe")
+    kind = probe_class(name)
+    known(settings, [entry.name for entry in fields(kind)], f"setting of probe {name}")
+    probe: Probe = kind(**settings)
+    return probe
+
+
+def _eager(model: nn.Module) -> nn.Module:
+    """Unwrap compiled and parallel models; probe half precision in single, on a copy."""
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise AnalyzerError(
+            "the model is TorchScript, whose layers cannot be observed: pass the eager model and "
+            "load the weights into it"
+        )
+    if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters()):
+        model = copy.deepcopy(model).float()
+    return model
+
+
+def _trace(probe: Probe, subject: Subject, progress: Progress) -> xr.Dataset:
+    """Run one probe; say why where it does not apply or raises, so that the others go on."""
+    try:
+        trace = probe(subject, progress)
+    except NotApplicable as reason:
+        trace = records.absent(records.NOT_APPLICABLE, str(reason))
+    except AnalyzerError as error:
+        trace = records.absent(records.ERROR, str(error))
+    except Exception as error:  # noqa: BLE001 - one broken probe must not cost the other results
+        trace = records.absent(records.ERROR, in_one_line(error))
+    else:
+        trace = trace.assign_attrs(outcome=records.MEASURED)
+    return trace.assign_attrs(settings=json.dumps(asdict(probe), sort_keys=True))  # type: ignore[call-overload]
+
+
+def _facts(subject: Subject) -> dict[str, Any]:
+    """Count and hash what is measured, having checked that it can be.
+
+    Raises
+    ------
+    AnalyzerError
+        There are no data, or the model or the loss does not run on the first batch.
+    """
+    samples = 0
+    for batch in subject:
+        if not samples:
+            _check(subject, batch)
+        samples += subject.batch_size(batch)
+    if not samples:
+        raise AnalyzerError("the audit data are empty: no batch with samples")
+    weights = [*subject.model.parameters()]
+    return {
+        "tool": DISTRIBUTION,
+        "tool_version": tool_version(),
+        "model": type(subject.model).__name__,
+        "parameters": sum(weight.numel() for weight in weights),
+        "data_sha256": data_sha256(subject),
+        "samples": samples,
+        "objective": describe(subject),
+        "mode": "eval",
+        "device": _device_name(subject.device),
+        "dtype": str(subject.dtype).removeprefix("torch."),
+        "seed": subject.seed,
+        "determinism": "TF32 off, cuDNN deterministic, no autotuning",
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _check(subject: Subject, batch: Any) -> None:
+    """Run the model and the loss once, so that what does not fit is said at once and clearly."""
+    with untouched(subject.model), torch.no_grad():
+        with told("the model, on the first batch of the audit data,"):
+            outputs = call(subject.model, batch.inputs)
+        with told("the loss, on the first batch of the audit data,"):
+            sample_losses(subject, outputs, batch)
+
+
+def _device_name(device: torch.device) -> str:
+    """Name the device as a person would."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
+def tool_version() -> str:
+    """Version of the installed package."""
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,139 @@
+"""Verdicts on the gradient over the timesteps of recurrent layers."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import xarray as xr
+
+from analyzer.findings import Finding, Severity
+from analyzer.limits import TimestepGradientLimits, source_of
+from analyzer.rules.verdicts import Estimate, at_most
+from analyzer.statistics import bootstrap_interval
+
+PROBE = "timestep_gradient"
+
+ENDS = 0.05
+"""Share of the sequence that stands for its first and for its last steps."""
+
+
+def timestep_gradient(trace: xr.Dataset, limits: TimestepGradientLimits) -> Iterator[Finding]:
+    """Judge how much of the last step's gradient arrives at the first, layer by layer.
+
+    Parameters
+    ----------
+    trace : Dataset
+        Measured by :class:`probes.timestep_gradient.TimestepGradient`.
+    limits : TimestepGradientLimits
+        ``warn_decades`` is used.
+
+    Yields
+    ------
+    Finding
+        One for the layer that loses (or gains) most.
+    """
+    losses = time_decades(trace)
+    measured = {name: loss for name, loss in losses.items() if not np.isnan(loss.value)}
+    if not measured:
+        yield Finding(
+            code="gradient-over-time",
+            probe=PROBE,
+            severity=Severity.INCONCLUSIVE,
+            title="Gradient over time",
+            message="no sample has a non-zero gradient at the last timestep",
+            meaning="The final output does not depend on the recurrent state, or its loss is zero.",
+            action="Audit on samples with a loss above zero, or choose another output.",
+            samples=trace.sizes["sample"],
+            where=tuple(losses),
+        )
+        return
+    worst = max(measured, key=lambda name: abs(measured[name].value))
+    yield _over_time(worst, measured[worst], trace, limits)
+
+
+def time_decades(trace: xr.Dataset) -> dict[str, Estimate]:
+    """Decades that each layer's state gradient loses from the last timestep to the first.
+
+    The cell gradient where there is one (it is what an LSTM's gradient travels in), else the
+    hidden one, both of the final output's loss. Positive means vanishing. A layer that runs in
+    reverse is followed in its own order of time.
+    """
+    losses = {}
+    for index, name in enumerate(trace["layer"].to_numpy().astype(str)):
+        values = state_gradient(trace).isel(layer=index).transpose("sample", "timestep").to_numpy()
+        if name.endswith(".reverse"):
+            values = values[:, ::-1]
+        losses[name] = _decades(values)
+    return losses
+
+
+def state_gradient(trace: xr.Dataset) -> xr.DataArray:
+    """Cell gradient of the final output's loss; hidden gradient in layers without a cell."""
+    cell, hidden = trace["cell_gradient_final"], trace["hidden_gradient_final"]
+    return cell.where(~cell.isnull().all(["sample", "timestep"]), hidden)
+
+
+def _decades(values: np.ndarray) -> Estimate:
+    """Decades lost between the ends of (sample, timestep), nan past the end of a sample."""
+    logs = np.full(values.shape, np.nan)
+    np.log10(values, where=values > 0, out=logs)
+    first, last = np.full(len(logs), np.nan), np.full(len(logs), np.nan)
+    for row, (sample, valid) in enumerate(zip(logs, ~np.isnan(values), strict=True)):
+        steps = np.flatnonzero(valid)
+        if len(steps) < 2:
+            continue
+        width = max(1, int(ENDS * len(steps)))
+        first[row] = sample[steps[:width]].mean()
+        last[row] = sample[steps[-width:]].mean()
+    decades = (last - first)[~np.isnan(last - first)]
+    if not len(decades):
+        return Estimate()
+    low, high = bootstrap_interval(decades)
+    return Estimate(float(np.median(decades)), low, high, len(decades))
+
+
+def _over_time(
+    layer: str, loss: Estimate, trace: xr.Dataset, limits: TimestepGradientLimits
+) -> Finding:
+    """Judge the layer whose gradient changes most over time."""
+    steps = int(np.nanmax(trace["length"].to_numpy()))
+    vanishes = loss.value > 0
+    size = loss if vanishes else Estimate(-loss.value, -loss.high, -loss.low, loss.samples)
+    severity = at_most(size, limits.warn_decades)
+    verb = "shrinks" if vanishes else "grows"
+    return Finding(
+        code="gradient-over-time",
+        probe=PROBE,
+        severity=severity,
+        title="Gradient over time",
+        message=f"from the last to the first of {steps} timesteps the state gradient of {layer} "
+        f"{verb} by a factor of {10**size.value:.3g} ({size.value / (steps - 1):.2g} decades a "
+        "step)",
+        meaning=_MEANING[severity, vanishes],
+        action=_ACTION[vanishes] if severity is Severity.WARN else "None.",
+        value=size.value,
+        low=size.low,
+        high=size.high,
+        unit="decades",
+        limit=limits.warn_decades,
+        relation="<=",
+        limit_source=source_of(limits, "warn_decades"),
+        samples=size.samples,
+        where=(layer,),
+    )
+
+
+_MEANING = {
+    (Severity.PASS, True): "Training signals from the end reach the first timesteps.",
+    (Severity.PASS, False): "Training signals keep their size over the sequence.",
+    (Severity.WARN, True): "The first timesteps hardly train: what happens there is not learned "
+    "from the final output.",
+    (Severity.WARN, False): "The gradient explodes over time: early steps dominate the weights' "
+    "gradient.",
+    (Severity.INCONCLUSIVE, True): "The samples disagree too much to tell.",
+    (Severity.INCONCLUSIVE, False): "The samples disagree too much to tell.",
+}
+
+_ACTION = {
+    True: "Raise the forget-gate bias, shorten the sequences, or add outputs along the sequence.",
+    False: "Clip the gradient, or constrain the recurrent weights.",
+}

@@ -1,0 +1,145 @@
+"""Decades over time against traces whose decay is known, and against decades over depth."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from analyzer.findings import Severity
+from analyzer.limits import LayersOrTimeLimits, TimestepGradientLimits
+from analyzer.rules.layers_or_time import layers_or_time
+from analyzer.rules.timestep_gradient import time_decades, timestep_gradient
+
+RNG = np.random.default_rng(1)
+STEPS = 19  # so short that 5 % of it is one step
+
+
+def decaying(decades: float, samples: int = 30) -> np.ndarray:
+    """(sample, timestep) gradients that lose ``decades`` from the last step to the first."""
+    size = 10 ** RNG.uniform(-2, 0, (samples, 1))
+    return size * 10 ** np.linspace(-decades, 0, STEPS)
+
+
+def trace(cells: dict[str, np.ndarray], *, cell: bool = True) -> xr.Dataset:
+    """One layer per entry; without a cell the values are those of the hidden state."""
+    values = np.stack([*cells.values()], axis=1)
+    undefined = np.full_like(values, np.nan)
+    dims = ("sample", "layer", "timestep")
+    hidden, kept = (values * 7, values) if cell else (values, undefined)
+    return xr.Dataset(
+        {
+            "hidden_gradient_final": (dims, hidden),
+            "cell_gradient_final": (dims, kept),
+            "length": ("sample", np.full(len(values), STEPS)),
+        },
+        coords={"layer": [*cells]},
+    )
+
+
+def judged(dataset: xr.Dataset):
+    (finding,) = timestep_gradient(dataset, TimestepGradientLimits())
+    return finding
+
+
+@pytest.mark.parametrize("cell", [True, False])
+@pytest.mark.parametrize("decades", [-1.0, 0.25, 5.0])
+def test_the_decay_is_exact(decades, cell):
+    losses = time_decades(trace({"lstm.l0": decaying(decades)}, cell=cell))
+    assert losses["lstm.l0"].value == pytest.approx(decades, abs=1e-9)
+    assert losses["lstm.l0"].samples == 30
+
+
+def test_a_reverse_layer_is_followed_in_its_own_time():
+    losses = time_decades(trace({"lstm.l0.reverse": decaying(2.0)[:, ::-1]}))
+    assert losses["lstm.l0.reverse"].value == pytest.approx(2.0, abs=1e-9)
+
+
+def test_short_samples_end_where_they_end():
+    values = np.full((30, STEPS), np.nan)
+    values[:, :10] = decaying(3.0)[:, -10:]
+    losses = time_decades(trace({"lstm.l0": values}))
+    assert losses["lstm.l0"].value == pytest.approx(3.0 * 9 / (STEPS - 1), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("decades", "severity", "verb"),
+    [
+        (2.9, Severity.PASS, "shrinks"),
+        (3.1, Severity.WARN, "shrinks"),
+        (-2.9, Severity.PASS, "grows"),
+        (-3.1, Severity.WARN, "grows"),
+    ],
+)
+def test_both_sides_of_the_limit(decades, severity, verb):
+    finding = judged(trace({"lstm.l0": decaying(0.1), "lstm.l1": decaying(decades)}))
+    assert finding.severity is severity
+    assert finding.where == ("lstm.l1",)
+    assert f"of lstm.l1 {verb} by a factor of" in finding.message
+    assert finding.value == pytest.approx(abs(decades), abs=1e-6)
+
+
+def test_no_gradient_is_not_a_pass():
+    finding = judged(trace({"lstm.l0": np.zeros((3, STEPS))}))
+    assert finding.severity is Severity.INCONCLUSIVE
+    assert finding.message == "no sample has a non-zero gradient at the last timestep"
+
+
+def flow(decades: float) -> xr.Dataset:
+    gradient = 10 ** RNG.uniform(-2, 0, (30, 1)) * 10 ** np.linspace(-decades, 0, 4)
+    return xr.Dataset(
+        {
+            "activation_gradient": (("sample", "layer"), gradient),
+            "elements": (("sample", "layer"), np.full_like(gradient, 8)),
+        },
+        coords={
+            "layer": ["lstm.l0", "lstm.l1", "lstm.l2", "head"],
+            "kind": ("layer", ["LSTM", "LSTM", "LSTM", "Linear"]),
+            "weighted": ("layer", [1, 1, 1, 1]),
+        },
+    )
+
+
+def stacked(depth: float, time: float) -> xr.Dataset:
+    """Three layers, the gradient losing ``depth`` decades from the last to the first."""
+    top = decaying(time)
+    return trace({f"lstm.l{index}": top * 10 ** (depth * (index / 2 - 1)) for index in range(3)})
+
+
+@pytest.mark.parametrize(
+    ("depth", "time", "meaning"),
+    [
+        (0.2, 5.0, "Time is the bottleneck, not depth"),
+        (4.0, 1.5, "Depth is the bottleneck, not time"),
+        (0.2, 0.5, "Neither layers nor time is a bottleneck"),
+    ],
+)
+def test_the_bottleneck_is_named(depth, time, meaning):
+    (finding,) = layers_or_time({"timestep_gradient": stacked(depth, time)}, LayersOrTimeLimits())
+    assert finding.severity is Severity.INFO
+    assert finding.meaning.startswith(meaning)
+    assert finding.value == pytest.approx(time - depth, abs=1e-6)
+    assert "over 3 recurrent layers" in finding.message
+
+
+def test_one_recurrent_layer_is_compared_with_the_depth_of_the_network():
+    traces = {
+        "gradient_flow": flow(0.2),
+        "timestep_gradient": trace({"lstm.l0": decaying(5.0)}),
+    }
+    (finding,) = layers_or_time(traces, LayersOrTimeLimits())
+    assert finding.meaning.startswith("Time is the bottleneck, not depth")
+    assert finding.value == pytest.approx(5.0 - 0.2, abs=1e-6)
+    assert "over 4 layers" in finding.message
+
+
+def test_intervals_that_overlap_name_nothing():
+    mixed = np.concatenate([decaying(0.0, 15), decaying(8.0, 16)])
+    flows = xr.concat(
+        [flow(0.5).isel(sample=slice(15)), flow(7.0).isel(sample=slice(16))], "sample"
+    )
+    traces = {"gradient_flow": flows, "timestep_gradient": trace({"lstm.l0": mixed})}
+    (finding,) = layers_or_time(traces, LayersOrTimeLimits())
+    assert finding.severity is Severity.INCONCLUSIVE
+
+
+def test_without_time_there_is_nothing_to_compare():
+    assert [*layers_or_time({"gradient_flow": flow(1.0)}, LayersOrTimeLimits())] == []
