@@ -90,12 +90,13 @@ def weighted(trace: xr.Dataset) -> xr.Dataset:
 
 def _numerical_health(trace: xr.Dataset) -> Finding:
     """FAIL on the first layer whose activations or gradients are infinite or undefined."""
-    activation = trace["activation"].transpose("sample", "layer").to_numpy()
-    gradient = trace["activation_gradient"].transpose("sample", "layer").to_numpy()
+    rows = trace.isel(layer=np.flatnonzero(trace["per_sample"].to_numpy() == 1))
+    activation = rows["activation"].transpose("sample", "layer").to_numpy()
+    gradient = rows["activation_gradient"].transpose("sample", "layer").to_numpy()
     # A layer that ran but got no gradient in any sample is not measured, which is not broken.
     undefined = np.isnan(gradient) & ~np.isnan(gradient).all(0)
     share = (~np.isfinite(activation) | undefined | np.isinf(gradient)).mean(0)
-    names = [str(name) for name in trace["layer"].to_numpy()[share > 0]]
+    names = [str(name) for name in rows["layer"].to_numpy()[share > 0]]
     samples = trace.sizes["sample"]
     if not names:
         return Finding(

@@ -117,7 +117,8 @@ def average(energies: Energies, centre: Floats, resamples: int, seed: int) -> Av
     Returns
     -------
     Average
-        All nan without a sample; intervals and half-sample values nan with one.
+        All nan without a sample; intervals and half-sample values nan with one, and intervals
+        without resamples.
     """
     axes, count = len(energies.shape), energies.count
     if not count:
@@ -154,7 +155,7 @@ def average(energies: Energies, centre: Floats, resamples: int, seed: int) -> Av
 
 def _interval(values: Floats, count: int) -> tuple[Floats, Floats]:
     """Quantiles over the resampled rows, those behind the first two."""
-    if count < 2:
+    if count < 2 or len(values) == 2:
         return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
     low, high = np.quantile(values[2:], INTERVAL, axis=0)
     return low, high

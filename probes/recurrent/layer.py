@@ -192,7 +192,8 @@ def norms(values_TBH: Tensor) -> Tensor:
     norms_TB: Tensor = torch.linalg.vector_norm(values_TBH, dim=-1).double()
     if values_TBH.dtype != torch.float64:
         unsafe_TB = ~((norms_TB > FLOAT32_SAFE) & (norms_TB < 1 / FLOAT32_SAFE))
-        norms_TB[unsafe_TB] = torch.linalg.vector_norm(values_TBH[unsafe_TB].double(), dim=-1)
+        if unsafe_TB.any():
+            norms_TB[unsafe_TB] = torch.linalg.vector_norm(values_TBH[unsafe_TB].double(), dim=-1)
     return norms_TB
 
 

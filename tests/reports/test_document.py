@@ -16,6 +16,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pypdf import PdfReader
 
 import reports
 from analyzer.findings import Finding, Severity
@@ -67,8 +68,8 @@ def fonts(pdf: pikepdf.Pdf) -> dict[str, bool]:
 
 
 def words(path: Path) -> str:
-    run = subprocess.run(["pdftotext", "-layout", path, "-"], capture_output=True, check=True)
-    return re.sub(r"\s+", " ", run.stdout.decode())
+    text = " ".join(page.extract_text() for page in PdfReader(path).pages)
+    return re.sub(r"\s+", " ", text)
 
 
 @pytest.fixture

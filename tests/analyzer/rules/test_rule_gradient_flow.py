@@ -25,6 +25,7 @@ def trace(gradient: np.ndarray, kinds: list[str] | None = None, **attrs: str) ->
             "layer": [f"layer{index}" for index in range(count)],
             "kind": ("layer", kinds),
             "weighted": ("layer", [int(kind != "ReLU") for kind in kinds]),
+            "per_sample": ("layer", np.ones(count, int)),
         },
         attrs={"without_gradient": "", "not_called": "", **attrs},
     )
@@ -121,6 +122,13 @@ def test_an_infinite_gradient_fails():
 def test_a_layer_that_was_not_reached_is_not_broken():
     dataset = trace(chain(0.0))
     dataset["activation_gradient"][:, 2] = np.nan
+    assert found(dataset, "numerical-health").severity is Severity.PASS
+
+
+def test_a_layer_without_one_row_per_sample_is_not_broken():
+    dataset = trace(chain(0.0))
+    dataset["activation"][:, 2] = np.nan
+    dataset["per_sample"][2] = 0
     assert found(dataset, "numerical-health").severity is Severity.PASS
 
 

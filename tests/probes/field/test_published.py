@@ -70,7 +70,11 @@ def test_resnet_stages(name):
 FINAL = {
     "mobilenet v1": (zoo.mobilenet_v1, IMAGE, [315, 315]),
     "inception v3": (zoo.inception_v3, (3, 299, 299), [1311, 1311]),
-    "wide resnet 16": (lambda: nn.Sequential(zoo.wide_resnet16(), nn.AvgPool2d(8)), (3, 32, 32), [81, 81]),
+    "wide resnet 16": (
+        lambda: nn.Sequential(zoo.wide_resnet16(), nn.AvgPool2d(8)),
+        (3, 32, 32),
+        [81, 81],
+    ),
     "resnet110": (zoo.resnet110, (3, 32, 32), [501, 501]),
     "tcn": (zoo.tcn, (1, 100), [1021]),
     "unet": (zoo.UNet, (3, 64, 64), [188, 188]),

@@ -1,0 +1,97 @@
+"""From the maps of samples to one field with intervals."""
+
+import numpy as np
+import pytest
+
+from probes.field import average
+from probes.field.average import Energies
+
+
+def energies(*maps) -> Energies:
+    found = Energies((len(maps[0]),))
+    for one in maps:
+        found.add(np.array(one, float))
+    return found
+
+
+def box(half: int, total: float = 1.0) -> list[float]:
+    """Energy of a centred box of 2 half + 1 among eleven positions."""
+    field = np.zeros(11)
+    field[5 - half : 6 + half] = total / (2 * half + 1)
+    return field.tolist()
+
+
+CENTRE = np.array([5.0])
+
+
+def test_few_samples_are_weighted_by_their_energy():
+    found = average.average(energies(box(1, 30), box(3, 70)), CENTRE, 0, 0)
+    inner, outer = 0.3 / 3 + 0.7 / 7, 0.7 / 7
+    np.testing.assert_allclose(found.share[2:9], [outer] * 2 + [inner] * 3 + [outer] * 2, rtol=1e-6)
+    assert found.total_energy == 50
+    assert found.live_samples == 2
+
+
+def test_many_samples_count_the_same():
+    found = average.average(energies(box(1, 1e-30), *[box(3, 7.0)] * 4), CENTRE, 0, 0)
+    outer = 0.8 / 7
+    np.testing.assert_allclose(found.share[2], outer, rtol=1e-6)
+    np.testing.assert_allclose(found.share[5], outer + 0.2 / 3, rtol=1e-6)
+
+
+def test_samples_without_a_map_are_left_out():
+    bad = [np.nan] * 11
+    found = average.average(energies(bad, box(2), [0.0] * 11, [np.inf] * 11), CENTRE, 0, 0)
+    assert found.live_samples == 1
+    np.testing.assert_allclose(found.sigma, np.sqrt(24 / 12), rtol=1e-6)
+    assert np.isnan(found.half_sample_sigma).all()
+    assert np.isnan([found.sigma_low, found.sigma_high]).all()
+    assert np.isnan(found.diameter[1:]).all()
+
+
+def test_without_any_map_nothing_is_known():
+    found = average.average(energies([0.0] * 11), CENTRE, 5, 0)
+    assert found.live_samples == 0
+    assert np.isnan([found.total_energy, found.luo_size, *found.sigma, *found.diameter]).all()
+    assert np.isnan(found.share).all()
+
+
+def test_the_first_half_is_measured_alone():
+    found = average.average(energies(*[box(1)] * 2, *[box(4)] * 2), CENTRE, 0, 0)
+    np.testing.assert_allclose(found.half_sample_sigma, np.sqrt(8 / 12), rtol=1e-6)
+
+
+def test_sizes_are_of_the_amplitude_and_of_the_energy():
+    field = np.array([1.0, 16, 1])
+    found = average.average(energies(field), np.array([1.0]), 0, 0)
+    np.testing.assert_allclose(found.sigma, np.sqrt(2 / 6), rtol=1e-6)
+    np.testing.assert_allclose(found.sigma_energy, np.sqrt(2 / 18), rtol=1e-6)
+    assert found.side50.tolist()[0] == 1
+
+
+def test_intervals_hold_what_resampling_gives():
+    rng = np.random.default_rng(1)
+    maps = energies(*rng.random((6, 11)) ** 3)
+    found = average.average(maps, CENTRE, 400, 3)
+    again = average.average(maps, CENTRE, 400, 3)
+    assert found.sigma_low.tolist() == again.sigma_low.tolist()
+    shares = np.stack(maps.shares).astype(float)
+    sigmas = []
+    for row in np.random.default_rng(3).multinomial(6, [1 / 6] * 6, 400):
+        field = np.sqrt(row @ shares)
+        field /= field.sum()
+        middle = (field * np.arange(11)).sum()
+        sigmas.append(np.sqrt((field * (np.arange(11) - middle) ** 2).sum()))
+    low, high = np.quantile(sigmas, [0.025, 0.975])
+    assert found.sigma_low == pytest.approx(low)
+    assert found.sigma_high == pytest.approx(high)
+    assert found.diameter.tolist() == pytest.approx([4 * found.sigma[0], 4 * low, 4 * high])
+
+
+def test_blocks_do_not_matter(monkeypatch):
+    maps = energies(*np.random.default_rng(1).random((6, 11)))
+    whole = average.average(maps, CENTRE, 50, 3)
+    monkeypatch.setattr(average, "BLOCK", 33)
+    parts = average.average(maps, CENTRE, 50, 3)
+    np.testing.assert_allclose(whole.diameter, parts.diameter, rtol=1e-12)
+    np.testing.assert_allclose(whole.share, parts.share, rtol=1e-12)
