@@ -139,14 +139,16 @@ class _Pass:
         """Put the layers of recurrent modules where the modules ran, in place of their outputs."""
         inner: dict[str, dict[str, _Row]] = {}
         for state in states:
-            module, activation = state.site.module, _state_rms(state)
-            if activation is None:
-                outputs = [row.activation for row in self.rows.values() if row.module == module]
-                activation = _together(outputs)
-            gradient = _state_gradient_rms(state)
-            elements = state.lengths.to(gradient) * state.units
-            row = _Row(module, activation, gradient, elements)
-            inner.setdefault(module, {})[state.site.label] = row
+            elements = state.lengths.to(state.measured.hidden) * state.units
+            norms = (state.measured.state, state.measured.hidden)
+            activation, gradient = (
+                torch.linalg.vector_norm(norm_TB, dim=0) / elements.sqrt() for norm_TB in norms
+            )
+            row = _Row(state.site.module, activation, gradient, elements)
+            if not state.reached:
+                returned = [r.activation for r in self.rows.values() if r.module == row.module]
+                row.activation = _together(returned)
+            inner.setdefault(state.site.module, {})[state.site.label] = row
         placed: dict[str, _Row] = {}
         for label, row in self.rows.items():
             placed |= inner.get(row.module, {label: row})
@@ -202,7 +204,7 @@ def _engine(model: nn.Module) -> Iterator[Recordings | None]:
     if not recurrent_modules(model):
         yield None
         return
-    with recorded(model, keep="all", weights=True) as recordings:
+    with recorded(model, weights=True, required=False) as recordings:
         yield recordings
 
 
@@ -224,23 +226,6 @@ def _gradient_rms(values: Tensor, dim: int) -> Tensor:
     if values.dtype == torch.float64:
         return rms_B
     return torch.where(rms_B < _SMALL, _rms(values * _SCALE, dim) / _SCALE, rms_B)
-
-
-def _state_rms(state: StateGradients) -> Tensor | None:
-    """Root mean square over timesteps and units of the hidden states: (B,)."""
-    if state.measured.trajectory is None:
-        return None
-    hidden_TBP = state.measured.trajectory.hidden
-    norm_B: Tensor = torch.linalg.vector_norm(hidden_TBP, dim=(0, 2)).double()
-    norm_B /= (state.lengths.to(norm_B) * state.units).sqrt()
-    return norm_B
-
-
-def _state_gradient_rms(state: StateGradients) -> Tensor:
-    """Root mean square over timesteps and units of the gradient of the hidden states: (B,)."""
-    norm_B: Tensor = torch.linalg.vector_norm(state.measured.hidden, dim=0).double()
-    norm_B /= (state.lengths.to(norm_B) * state.units).sqrt()
-    return norm_B
 
 
 def _together(values: list[Tensor | None]) -> Tensor | None:

@@ -36,7 +36,7 @@ _FORWARDS = {module.forward.__code__ for module in (nn.LSTM, nn.GRU, nn.RNN)}
 
 @contextmanager
 def recorded(
-    model: nn.Module, *, keep: Keep = "norms", weights: bool = False
+    model: nn.Module, *, keep: Keep = "norms", weights: bool = False, required: bool = True
 ) -> Iterator[Recordings]:
     """Record the recurrent layers that ``model`` runs inside the block.
 
@@ -51,6 +51,8 @@ def recorded(
         Whether a backward pass keeps norms over units only, or every state, gate and gradient.
     weights : bool
         Whether the weights of the recurrent layers can be differentiated too, at extra cost.
+    required : bool
+        Whether it is an error that no recurrent layer runs.
 
     Yields
     ------
@@ -68,7 +70,7 @@ def recorded(
     recordings = Recordings(keep)
     with _Interception(model, recordings, weights):
         yield recordings
-    if recordings.segments:
+    if recordings.segments or not required:
         return
     modules = recurrent_modules(model)
     if not modules:

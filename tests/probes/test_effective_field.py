@@ -71,7 +71,7 @@ def test_luo_area_of_gaussian_fields(depth):
     expected = np.sqrt(np.pi) * sigma * np.sqrt(2 * np.log(1 / 0.0455))
     assert float(deep["luo_size"]) == pytest.approx(expected, rel=0.04)
     assert float(deep["gaussian_r2"]) > 0.999
-    assert float(deep["gaussian_major"]) == pytest.approx(sigma, rel=0.02)
+    assert float(deep["gaussian_major"]) == pytest.approx(sigma, rel=0.05)
 
 
 class Skips(nn.Module):

@@ -457,6 +457,22 @@ def test_unreached_recurrent_layers_are_nan() -> None:
     assert trace.attrs["without_gradient"].startswith("lstm.weight_ih_l0, ")
 
 
+def test_recurrent_layers_that_are_not_called_are_listed() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(x[:, -1])
+            return y
+
+    trace = measured(Idle().double(), [double(3, 5, 2)])
+    assert trace["layer"].to_numpy().tolist() == ["head"]
+    assert trace.attrs["not_called"] == "lstm"
+    assert trace.attrs["without_gradient"].startswith("lstm.weight_ih_l0, ")
+
+
 def test_a_loss_without_gradient_is_an_error() -> None:
     class Silent(nn.Linear):
         @torch.no_grad()
