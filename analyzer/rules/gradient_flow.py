@@ -17,6 +17,10 @@ SCALING = ("Norm", "PReLU", "Embedding")
 """Kinds of layers that own parameters but do not add depth."""
 
 
+PAIRED = 64
+"""Layers whose pairs make up the trend; the number of pairs grows with its square."""
+
+
 def gradient_flow(trace: xr.Dataset, limits: GradientFlowLimits) -> Iterator[Finding]:
     """Judge numerical health, the trend of the gradient over depth, and what gets none.
 
@@ -41,22 +45,23 @@ def gradient_flow(trace: xr.Dataset, limits: GradientFlowLimits) -> Iterator[Fin
 def depth_decades(trace: xr.Dataset) -> Estimate:
     """Decades by which the gradient shrinks from the last weighted layer to the first.
 
-    The trend is the median slope over pairs of layers half the depth apart, so that one step (a
-    pooling layer, the classifier) does not pass for a trend; positive means vanishing.
+    The trend is the median slope over all pairs of layers (of ``PAIRED`` evenly spaced ones in
+    deeper networks), so that one step, a pooling layer or the classifier, does not pass for a
+    trend; positive means vanishing.
 
     References
     ----------
-    .. [1] Theil, A rank-invariant method of linear and polynomial regression analysis (1950),
-       incomplete method.
+    .. [1] Theil, A rank-invariant method of linear and polynomial regression analysis (1950).
     """
     gradient = gradient_norm(weighted(trace)).transpose("sample", "layer").to_numpy()
     count = gradient.shape[1]
     if count < 2:
         return Estimate()
-    half = count // 2
+    depth = np.unique(np.linspace(0, count - 1, min(count, PAIRED)).round().astype(int))
+    first, last = np.triu_indices(len(depth), 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log10(gradient)
-        slopes = (logs[:, half:] - logs[:, : count - half]) / half
+        logs = np.log10(gradient[:, depth])
+        slopes = (logs[:, last] - logs[:, first]) / (depth[last] - depth[first])
     slopes = np.where(np.isfinite(slopes), slopes, np.nan)
     usable = slopes[~np.isnan(slopes).all(1)]
     if not len(usable):

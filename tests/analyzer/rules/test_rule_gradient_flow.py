@@ -155,3 +155,8 @@ def test_unused_parts_are_listed():
         "2 parameters get no gradient: head.weight, head.bias; 1 modules are never called: head"
     )
     assert finding.where == ("head.weight", "head.bias", "head")
+
+
+def test_a_deep_network_is_judged_on_evenly_spaced_layers():
+    estimate = depth_decades(trace(chain(2.5, layers=1001, samples=3)))
+    assert estimate.value == pytest.approx(2.5, abs=1e-9)
