@@ -9,7 +9,7 @@ import xarray as xr
 from analyzer.findings import Finding, Severity
 from analyzer.limits import LayersOrTimeLimits
 from analyzer.rules.gradient_flow import depth_decades, weighted
-from analyzer.rules.timestep_gradient import state_gradient, time_decades
+from analyzer.rules.timestep_gradient import entrance, state_gradient, time_decades
 from analyzer.rules.verdicts import Estimate
 from analyzer.statistics import bootstrap_interval
 
@@ -45,10 +45,9 @@ def layers_or_time(
     if "timestep_gradient" not in traces:
         return
     steps = traces["timestep_gradient"]
-    times = {n: loss for n, loss in time_decades(steps).items() if not np.isnan(loss.value)}
-    depth = stack_depth(steps) or network_depth(traces)
-    if depth and times and not np.isnan(depth.loss.value):
-        layer = max(times, key=lambda name: times[name].value)
+    times, depth = time_decades(steps), stack_depth(steps) or network_depth(traces)
+    layer = entrance(times)
+    if depth and layer and not np.isnan(depth.loss.value):
         yield _compared(depth, times[layer], layer, steps, limits)
 
 

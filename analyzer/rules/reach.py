@@ -9,7 +9,7 @@ from analyzer.findings import Finding, Severity
 from analyzer.limits import Limits
 from analyzer.rules.gradient_flow import depth_decades, weighted
 from analyzer.rules.memory_horizon import functional_horizon
-from analyzer.rules.timestep_gradient import time_decades
+from analyzer.rules.timestep_gradient import entrance, time_decades
 
 
 def reach(traces: Mapping[str, xr.Dataset], limits: Limits) -> Iterator[Finding]:
@@ -51,13 +51,14 @@ def _layers(trace: xr.Dataset, limits: Limits) -> str:
 
 def _steps(trace: xr.Dataset, limits: Limits) -> str:
     """Say how the gradient fares over time."""
-    losses = [loss.value for loss in time_decades(trace).values() if not np.isnan(loss.value)]
-    if not losses:
+    losses = time_decades(trace)
+    layer = entrance(losses)
+    if not layer:
         return ""
-    steps = int(np.nanmax(trace["length"].to_numpy()))
-    kept = max(losses) <= limits.timestep_gradient.warn_decades
+    lost, steps = losses[layer].value, int(np.nanmax(trace["length"].to_numpy()))
+    kept = lost <= limits.timestep_gradient.warn_decades
     reaches = "reaches the first" if kept else "fades before the first"
-    return f"time: the gradient {reaches} of {steps} timesteps ({_times(max(losses))})"
+    return f"time: the gradient {reaches} of {steps} timesteps ({_times(lost)})"
 
 
 def _memory(trace: xr.Dataset, limits: Limits) -> str:

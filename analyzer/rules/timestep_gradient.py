@@ -1,6 +1,6 @@
 """Verdicts on the gradient over the timesteps of recurrent layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import xarray as xr
@@ -16,8 +16,15 @@ ENDS = 0.05
 """Share of the sequence that stands for its first and for its last steps."""
 
 
+REVERSE = ".reverse"
+"""How the name of a layer ends that reads the sequence backwards."""
+
+
 def timestep_gradient(trace: xr.Dataset, limits: TimestepGradientLimits) -> Iterator[Finding]:
-    """Judge how much of the last step's gradient arrives at the first, layer by layer.
+    """Judge how much of the last step's gradient arrives at the first.
+
+    Judged is the layer where the input enters: what the first timesteps say can only be learned
+    through it. Layers above may lose more, which only says that they learn from recent steps.
 
     Parameters
     ----------
@@ -29,11 +36,11 @@ def timestep_gradient(trace: xr.Dataset, limits: TimestepGradientLimits) -> Iter
     Yields
     ------
     Finding
-        One for the layer that loses (or gains) most.
+        One.
     """
     losses = time_decades(trace)
-    measured = {name: loss for name, loss in losses.items() if not np.isnan(loss.value)}
-    if not measured:
+    layer = entrance(losses)
+    if not layer:
         yield Finding(
             code="gradient-over-time",
             probe=PROBE,
@@ -46,8 +53,24 @@ def timestep_gradient(trace: xr.Dataset, limits: TimestepGradientLimits) -> Iter
             where=tuple(losses),
         )
         return
-    worst = max(measured, key=lambda name: abs(measured[name].value))
-    yield _over_time(worst, measured[worst], trace, limits)
+    yield _over_time(layer, losses, trace, limits)
+
+
+def entrance(losses: Mapping[str, Estimate]) -> str:
+    """Name the layer through which the inputs enter the recurrence; empty where none is known.
+
+    The first layer of a stack, in the direction that loses less; of several stacks, the one that
+    loses most.
+    """
+    best: dict[str, str] = {}
+    for name, loss in losses.items():
+        stack, _, place = name.removesuffix(REVERSE).rpartition(".l")
+        if np.isnan(loss.value) or place != "0":
+            continue
+        rival = best.setdefault(stack, name)
+        if abs(loss.value) < abs(losses[rival].value):
+            best[stack] = name
+    return max(best.values(), key=lambda name: abs(losses[name].value), default="")
 
 
 def time_decades(trace: xr.Dataset) -> dict[str, Estimate]:
@@ -60,7 +83,7 @@ def time_decades(trace: xr.Dataset) -> dict[str, Estimate]:
     losses = {}
     for index, name in enumerate(trace["layer"].to_numpy().astype(str)):
         values = state_gradient(trace).isel(layer=index).transpose("sample", "timestep").to_numpy()
-        if name.endswith(".reverse"):
+        if name.endswith(REVERSE):
             values = values[:, ::-1]
         losses[name] = _decades(values)
     return losses
@@ -92,10 +115,13 @@ def _decades(values: np.ndarray) -> Estimate:
 
 
 def _over_time(
-    layer: str, loss: Estimate, trace: xr.Dataset, limits: TimestepGradientLimits
+    layer: str, losses: Mapping[str, Estimate], trace: xr.Dataset, limits: TimestepGradientLimits
 ) -> Finding:
-    """Judge the layer whose gradient changes most over time."""
-    steps = int(np.nanmax(trace["length"].to_numpy()))
+    """Judge the layer where the input enters, and name the one that loses most."""
+    loss, steps = losses[layer], int(np.nanmax(trace["length"].to_numpy()))
+    most = max(losses, key=lambda name: np.nan_to_num(losses[name].value, nan=-np.inf))
+    beyond = losses[most].value - loss.value
+    others = f"; most in {most}, {10 ** losses[most].value:.3g}" if beyond > 0.5 else ""
     vanishes = loss.value > 0
     size = loss if vanishes else Estimate(-loss.value, -loss.high, -loss.low, loss.samples)
     severity = at_most(size, limits.warn_decades)
@@ -107,7 +133,7 @@ def _over_time(
         title="Gradient over time",
         message=f"from the last to the first of {steps} timesteps the state gradient of {layer} "
         f"{verb} by a factor of {10**size.value:.3g} ({size.value / (steps - 1):.2g} decades a "
-        "step)",
+        f"step){others}",
         meaning=_MEANING[severity, vanishes],
         action=_ACTION[vanishes] if severity is Severity.WARN else "None.",
         value=size.value,

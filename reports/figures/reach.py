@@ -13,7 +13,7 @@ from analyzer.findings import Finding
 from analyzer.limits import MemoryHorizonLimits
 from analyzer.rules.gradient_flow import depth_decades, gradient_norm, weighted
 from analyzer.rules.memory_horizon import functional_horizon
-from analyzer.rules.timestep_gradient import state_gradient, time_decades
+from analyzer.rules.timestep_gradient import entrance, state_gradient, time_decades
 from reports.read import array, axes, names
 from reports.section import Plate
 from reports.style import BLUE, INK, MUTED, PALE_BLUE, PAPER, Values, enlarge, note, quantiles
@@ -95,20 +95,19 @@ def _change(decades: float) -> str:
 
 
 def _time(trace: xr.Dataset) -> Track | None:
-    """Follow the gradient from the last timestep to the first, in the layer that loses most."""
-    losses = {name: loss.value for name, loss in time_decades(trace).items()}
-    known = {name: loss for name, loss in losses.items() if np.isfinite(loss)}
-    if not known:
+    """Follow the gradient from the last timestep to the first, where the input enters."""
+    losses = time_decades(trace)
+    layer = entrance(losses)
+    if not layer:
         return None
-    worst = max(known, key=lambda name: abs(known[name]))
-    states = state_gradient(trace).isel(layer=[*losses].index(worst))
+    states = state_gradient(trace).isel(layer=[*losses].index(layer))
     gradient = quantiles(states.transpose("sample", "timestep").to_numpy())[50]
     if not (gradient > 0).any():
         return None
     return Track(
         "Time, gradient",
-        ("first timestep", f"last timestep, {shorten(worst, 20)}"),
-        _change(known[worst]),
+        ("first timestep", f"last timestep, {shorten(layer, 20)}"),
+        _change(losses[layer].value),
         f"over {count(gradient.size, 'timestep')}",
         lambda ax: strip(ax, gradient),
     )

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analyzer.findings import Finding
-from analyzer.rules.timestep_gradient import state_gradient, time_decades
+from analyzer.rules.timestep_gradient import entrance, state_gradient, time_decades
 from analyzer.rules.verdicts import Estimate
 from reports.read import array, columns, names, number_of, spaced, words
 from reports.section import Plate, Section, Table, Tile
@@ -174,20 +174,14 @@ def section(trace: xr.Dataset, findings: Sequence[Finding]) -> Section:
     )
 
 
-def _worst(lost: Mapping[str, Estimate]) -> str:
-    """Return the layer whose gradient changes most over time; empty where none is known."""
-    known = {name: abs(loss.value) for name, loss in lost.items() if np.isfinite(loss.value)}
-    return max(known, key=lambda name: known[name], default="")
-
-
 def _tiles(trace: xr.Dataset, lost: Mapping[str, Estimate]) -> list[Tile]:
     """Name the numbers that matter."""
     steps, samples = trace.sizes.get("timestep", 0), trace.sizes.get("sample", 0)
-    worst = _worst(lost)
+    layer = entrance(lost)
     tiles = []
-    if worst:
-        loss = lost[worst]
-        between = f"{interval(loss.low, loss.high)} {shorten(worst, 24)}".strip()
+    if layer:
+        loss = lost[layer]
+        between = f"{interval(loss.low, loss.high)} {shorten(layer, 24)}".strip()
         tiles = [Tile("Lost from last to first step", quantity(loss.value, "decades"), between)]
     tiles += [
         Tile("Timesteps", number(steps), "each with its own gradient"),
@@ -219,18 +213,18 @@ def _map_plate(trace: xr.Dataset, lost: Mapping[str, Estimate]) -> Plate:
 
 def _map_lead(lost: Mapping[str, Estimate], values: Values) -> str:
     """State what the gradient does over time."""
-    worst = _worst(lost)
-    if not worst and (values == 0).any():
+    layer = entrance(lost)
+    if not layer and (values == 0).any():
         return (
             f"The gradient is exactly zero at {percent(float((values == 0).mean()))} of the steps."
         )
-    if not worst:
+    if not layer:
         return "The change of the gradient over time is undefined."
-    loss = lost[worst].value
+    loss = lost[layer].value
     change = "shrinks" if loss > 0 else "grows"
     return (
-        f"From the last to the first timestep the gradient of {shorten(worst, 30)} {change} by a "
-        f"factor of {number(10 ** abs(loss))}, the most of {count(len(lost), 'layer')}."
+        f"From the last to the first timestep the gradient of {shorten(layer, 30)}, where "
+        f"the input enters, {change} by a factor of {number(10 ** abs(loss))}."
     )
 
 

@@ -7,7 +7,8 @@ import xarray as xr
 from analyzer.findings import Severity
 from analyzer.limits import LayersOrTimeLimits, TimestepGradientLimits
 from analyzer.rules.layers_or_time import layers_or_time
-from analyzer.rules.timestep_gradient import time_decades, timestep_gradient
+from analyzer.rules.timestep_gradient import entrance, time_decades, timestep_gradient
+from analyzer.rules.verdicts import Estimate
 
 RNG = np.random.default_rng(1)
 STEPS = 19  # so short that 5 % of it is one step
@@ -70,11 +71,24 @@ def test_short_samples_end_where_they_end():
     ],
 )
 def test_both_sides_of_the_limit(decades, severity, verb):
-    finding = judged(trace({"lstm.l0": decaying(0.1), "lstm.l1": decaying(decades)}))
+    finding = judged(trace({"lstm.l0": decaying(decades), "lstm.l1": decaying(0.1)}))
     assert finding.severity is severity
-    assert finding.where == ("lstm.l1",)
-    assert f"of lstm.l1 {verb} by a factor of" in finding.message
+    assert finding.where == ("lstm.l0",)
+    assert f"of lstm.l0 {verb} by a factor of" in finding.message
     assert finding.value == pytest.approx(abs(decades), abs=1e-6)
+
+
+def test_layers_above_may_lose_more():
+    finding = judged(trace({"lstm.l0": decaying(1.0), "lstm.l1": decaying(6.0)}))
+    assert finding.severity is Severity.PASS
+    assert finding.message.endswith("; most in lstm.l1, 1e+06")
+
+
+def test_the_input_enters_a_stack_in_either_direction():
+    layers = {"a.l0": 5.0, "a.l0.reverse": 2.0, "a.l1": 9.0, "b.l0": 1.0, "b.l0.reverse": 0.5}
+    losses = {name: Estimate(value, value, value, 9) for name, value in layers.items()}
+    assert entrance(losses) == "a.l0.reverse"
+    assert entrance({"a.l0": Estimate()}) == ""
 
 
 def test_no_gradient_is_not_a_pass():
