@@ -251,11 +251,16 @@ def inspect(
 
 @app.command()
 def probes() -> None:
-    """List the probes and what each needs."""
-    from probes import PROBES
+    """List the probes: what each measures, and its settings with their defaults."""
+    from dataclasses import fields
+
+    from probes import PROBES, probe_class
 
     for name in PROBES:
-        print(name)
+        probe = probe_class(name)
+        print(f"{name}\n    {(probe.__doc__ or '').splitlines()[0]}")
+        for setting in fields(probe):
+            print(f"    --set {name}.{setting.name}={setting.default}")
 
 
 @app.command()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from analyzer.checkpoint import Checkpoint, load_into, read
+from analyzer.checkpoint.weights import Loading
 from analyzer.data import file_batches
 from analyzer.imports import import_callable, told
 from analyzer.spec import DATA_FILES, Spec
@@ -37,7 +38,7 @@ def load_subject(spec: Spec) -> Loaded:
         raise AnalyzerError("no data: say --data file.npz or --data package.module:callable")
     model = _model(spec)
     provenance: dict[str, Any] = {"model": spec.model, "data": spec.data}
-    notes = ["no checkpoint: the model is as the factory returns it"]
+    loading = Loading(("no checkpoint: the model is as the factory returns it",), partial=False)
     if spec.checkpoint is not None:
         found = read(
             spec.checkpoint,
@@ -45,7 +46,7 @@ def load_subject(spec: Spec) -> Loaded:
             trust=spec.trust_checkpoint,
             state_key=spec.state_key,
         )
-        notes = [*load_into(model, found, partial=spec.allow_partial)]
+        loading = load_into(model, found, partial=spec.allow_partial)
         provenance |= _origin(found)
     device, dtype = _device(spec.device), _dtype(spec.dtype)
     subject = Subject(
@@ -59,8 +60,8 @@ def load_subject(spec: Spec) -> Loaded:
         sample_rate=spec.sample_rate,
         seed=spec.seed,
     )
-    provenance["loader"] = "; ".join(notes) or "all keys matched"
-    provenance["partial"] = int(spec.allow_partial)
+    provenance["loader"] = "; ".join(loading.notes) or "all keys matched"
+    provenance["partial"] = int(loading.partial)
     return Loaded(subject, provenance)
 
 

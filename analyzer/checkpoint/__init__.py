@@ -28,6 +28,7 @@ from analyzer.checkpoint.contents import (
 )
 from analyzer.checkpoint.formats import recognise
 from analyzer.checkpoint.payloads import payload
+from analyzer.checkpoint.weights import Loading
 from analyzer.checkpoint.wording import listed, printable, refused, shortened
 from analyzer.files import sha256
 from probes.errors import AnalyzerError
@@ -122,9 +123,7 @@ def read(
     )
 
 
-def load_into(
-    model: nn.Module, checkpoint: Checkpoint, *, partial: bool = False
-) -> tuple[str, ...]:
+def load_into(model: nn.Module, checkpoint: Checkpoint, *, partial: bool = False) -> Loading:
     """Load the weights into a model, fitting their names to the model's.
 
     Parameters
@@ -138,8 +137,8 @@ def load_into(
 
     Returns
     -------
-    tuple of str
-        What was done beyond copying, in sentences; empty if every name was the same.
+    Loading
+        What was done beyond copying, in sentences: none if every name was the same.
 
     Raises
     ------
@@ -148,7 +147,7 @@ def load_into(
         model's weights are then undefined.
     """
     try:
-        notes = weights.load(model, checkpoint.tensors, partial=partial)
+        loading = weights.load(model, checkpoint.tensors, partial=partial)
     except AnalyzerError as error:
         raise refused(checkpoint.path, str(error)) from error
     origin = []
@@ -156,7 +155,7 @@ def load_into(
         origin.append(f"took the weights at {printable(dotted(checkpoint.wrapper))!r} in the file")
     if checkpoint.others:
         origin.append(f"left the weights at {listed(checkpoint.others)} (--state-key chooses)")
-    return (*origin, *notes)
+    return loading._replace(notes=(*origin, *loading.notes))
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -7,6 +7,7 @@ in the model; names that it does not map stay as they are.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -46,12 +47,21 @@ class Differences:
         )
 
 
-def load(model: nn.Module, tensors: State, *, partial: bool) -> tuple[str, ...]:
+class Loading(NamedTuple):
+    """What came of loading a file into a model."""
+
+    notes: tuple[str, ...]
+    """What was done beyond copying and what was left out, in sentences."""
+    partial: bool
+    """Whether anything was left out, in the file or in the model."""
+
+
+def load(model: nn.Module, tensors: State, *, partial: bool) -> Loading:
     """Copy the tensors of a file into a model.
 
     Returns
     -------
-    tuple of str
+    Loading
         What was done to make them fit and, with ``partial``, all that was left out.
 
     Raises
@@ -82,7 +92,7 @@ def load(model: nn.Module, tensors: State, *, partial: bool) -> tuple[str, ...]:
     notes += [*_casts(alike, state), *_ties(tied)]
     if left:
         notes.append(f"{_share(state, loaded)}; {left.told()}")
-    return tuple(notes)
+    return Loading(tuple(notes), bool(left))
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -205,7 +205,9 @@ def test_inspecting_lists_the_tensors(folder):
 
 
 def test_lists(folder):
-    assert run(folder, "probes").stdout.splitlines()[0].split()[0] == "gradient_flow"
+    listed = run(folder, "probes").stdout
+    assert listed.startswith("gradient_flow\n    Size of the gradient in every layer")
+    assert "    --set memory_horizon.points=24\n" in listed
     assert "gradient_flow.warn_decades = 2" in run(folder, "limits").stdout
 
 
