@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from analyzer import record as records
-from analyzer.findings import Finding, save
+from analyzer.findings import FailOn, Finding, save
 from analyzer.limits import Limits
 from analyzer.pipeline import Watch, measure
 from analyzer.rules import judge
-from reports import render
+from reports import render, save_junit, save_markdown
 
 if TYPE_CHECKING:
     from probes.base import Subject
 
 TRACES, FINDINGS, REPORT = "traces.nc", "findings.json", "report.pdf"
+JUNIT, SUMMARY = "junit.xml", "summary.md"
 """Names of the files in the output folder."""
 
 
@@ -39,6 +40,9 @@ def audit(
     limits: Limits | None = None,
     provenance: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
+    fail_on: FailOn = FailOn.FAIL,
+    junit: bool = False,
+    summary: bool = False,
 ) -> Audit:
     """Audit a subject: write ``traces.nc``, ``findings.json`` and ``report.pdf`` into ``out``.
 
@@ -55,6 +59,10 @@ def audit(
         As in :func:`analyzer.pipeline.measure`.
     limits : Limits, optional
         The default ones if unset.
+    fail_on : FailOn
+        Severity from which on ``junit.xml`` calls a finding a failure.
+    junit, summary : bool
+        Whether to write ``junit.xml`` and ``summary.md`` too.
 
     Raises
     ------
@@ -65,6 +73,32 @@ def audit(
     record = measure(subject, probes, settings, provenance, watch)
     records.save(record, folder / TRACES)
     findings = judge(record, limits)
-    save(findings, record.attrs, limits.table(), folder / FINDINGS)
+    write_verdicts(
+        record, findings, folder, limits=limits, fail_on=fail_on, junit=junit, summary=summary
+    )
     render(record, findings, folder / REPORT, limits=limits.table())
     return Audit(record, findings, folder)
+
+
+def write_verdicts(
+    record: xr.DataTree,
+    findings: list[Finding],
+    folder: Path,
+    *,
+    limits: Limits,
+    fail_on: FailOn,
+    junit: bool,
+    summary: bool,
+) -> None:
+    """Write ``findings.json`` and, if asked for, ``junit.xml`` and ``summary.md``.
+
+    Raises
+    ------
+    AnalyzerError
+        A file cannot be written.
+    """
+    save(findings, record.attrs, limits.table(), folder / FINDINGS)
+    if junit:
+        save_junit(findings, record.attrs, fail_on, folder / JUNIT)
+    if summary:
+        save_markdown(findings, record.attrs, folder / SUMMARY)

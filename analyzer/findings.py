@@ -32,6 +32,19 @@ class Severity(StrEnum):
         return tuple(Severity).index(self)
 
 
+class FailOn(StrEnum):
+    """Severity from which on an audit counts as failed."""
+
+    FAIL = "fail"
+    WARN = "warn"
+    INCONCLUSIVE = "inconclusive"
+    NEVER = "never"
+
+    def met_by(self, severity: Severity) -> bool:
+        """Whether a finding of this severity is one."""
+        return self is not FailOn.NEVER and severity.rank <= Severity[self.name].rank
+
+
 @dataclass(frozen=True)
 class Finding:
     """One verdict: what was seen, the limit it was held against, what to do.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from analyzer.findings import FailOn
 from analyzer.limits import Limits
 from analyzer.names import known
 from analyzer.spec import Spec
@@ -33,6 +34,10 @@ class Options:
     limits : Limits
     out : Path
         Output folder.
+    fail_on : FailOn
+        Severity from which on the exit code is 1.
+    junit, summary : bool
+        Whether ``junit.xml`` and ``summary.md`` are written too.
     """
 
     spec: Spec
@@ -40,6 +45,9 @@ class Options:
     settings: Mapping[str, Mapping[str, Any]]
     limits: Limits
     out: Path
+    fail_on: FailOn = FailOn.FAIL
+    junit: bool = False
+    summary: bool = False
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> "Options":
@@ -59,7 +67,8 @@ class Options:
         for name, key, value in pairs(flags.get("setting") or [], "--set probe.setting=value"):
             settings.setdefault(name, {})[key] = value
         output = tables.get("output", {})
-        known(output, ["directory"], "key in [output]")
+        known(output, ["directory", "fail_on", "junit", "summary"], "key in [output]")
+        known([output.get("fail_on", FailOn.FAIL)], list(FailOn), "fail_on in [output]")
         out = folder / output["directory"] if "directory" in output else OUT
         return cls(
             spec=_spec(Spec.of(tables.get("subject", {}), folder), flags),
@@ -67,7 +76,38 @@ class Options:
             settings=settings,
             limits=limits_of(tables, flags.get("limit") or []),
             out=flags.get("out") or out,
+            fail_on=FailOn(flags.get("fail_on") or output.get("fail_on", FailOn.FAIL)),
+            junit=bool(flags.get("junit") or output.get("junit")),
+            summary=bool(flags.get("summary") or output.get("summary")),
         )
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """Write the request as the tables of an ``audit.toml``, which gives the same request."""
+        subject = {
+            entry.name: getattr(self.spec, entry.name)
+            for entry in fields(Spec)
+            if getattr(self.spec, entry.name) not in (None, "", (), {})
+        }
+        subject = {key: str(v) if isinstance(v, Path) else v for key, v in subject.items()}
+        chosen = {} if self.probes is None else {"run": self.probes}
+        limits: dict[str, dict[str, Any]] = {}
+        for name, row in self.limits.table().items():
+            group, _, entry = name.partition(".")
+            if row["overridden"]:
+                limits.setdefault(group, {})[entry] = row["value"]
+        output = {
+            "directory": str(self.out),
+            "fail_on": str(self.fail_on),
+            "junit": self.junit,
+            "summary": self.summary,
+        }
+        tables = {
+            "subject": subject,
+            "probes": chosen | dict(self.settings),
+            "limits": limits,
+            "output": output,
+        }
+        return {name: table for name, table in tables.items() if table}
 
 
 def limits_of(tables: Mapping[str, Any], flags: Iterable[str]) -> Limits:

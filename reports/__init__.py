@@ -7,7 +7,7 @@ The heavy parts (typst, matplotlib) are imported when a report is rendered, so t
 package costs nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import xarray as xr
 
-    from analyzer.findings import Finding
+    from analyzer.findings import FailOn, Finding
 
-__all__ = ["render"]
+__all__ = ["render", "save_junit", "save_markdown"]
 
 
 def render(
@@ -57,3 +57,35 @@ def render(
     pdf = compose(record, tuple(findings), limits=limits or {}, paper=paper)
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(pdf)
+
+
+def save_junit(
+    findings: "Sequence[Finding]", facts: Mapping[Any, Any], fail_on: "FailOn", path: Path
+) -> None:
+    """Write :func:`reports.junit.junit` to a file.
+
+    Raises
+    ------
+    AnalyzerError
+        The file cannot be written.
+    """
+    from analyzer.files import replacing
+    from reports.junit import junit
+
+    with replacing(path) as temporary:
+        temporary.write_text(junit(findings, facts, fail_on), encoding="utf-8")
+
+
+def save_markdown(findings: "Sequence[Finding]", facts: Mapping[Any, Any], path: Path) -> None:
+    """Write :func:`reports.markdown.markdown` to a file.
+
+    Raises
+    ------
+    AnalyzerError
+        The file cannot be written.
+    """
+    from analyzer.files import replacing
+    from reports.markdown import markdown
+
+    with replacing(path) as temporary:
+        temporary.write_text(markdown(findings, facts), encoding="utf-8")

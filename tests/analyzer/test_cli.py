@@ -215,3 +215,40 @@ def test_help_does_not_import_torch(folder):
     code = "import sys, analyzer.cli; sys.exit('torch' in sys.modules or 'xarray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, check=False)
     assert done.returncode == 0
+
+
+def test_the_request_is_printed_and_nothing_runs(folder, tmp_path):
+    done = run(folder, "audit", "best.ckpt", *SUBJECT, "--out", str(tmp_path / "o"), "--print-spec")
+    assert done.returncode == 0, done.stderr
+    assert 'model = "net.py:Net"\n' in done.stdout
+    assert not (tmp_path / "o").exists()
+
+
+def test_only_what_got_worse_since_the_baseline_fails(folder, audited):
+    strict = ["--fail-on", "inconclusive", "--quiet"]
+    traces = str(folder / "audit" / "traces.nc")
+    before = run(folder, "judge", traces, *strict)
+    since = run(folder, "judge", traces, *strict, "--baseline", traces)
+    assert (before.returncode, since.returncode) == (1, 0), since.stderr
+
+
+def test_verdicts_for_machines_and_pull_requests(folder, audited):
+    traces = folder / "audit" / "traces.nc"
+    done = run(folder, "judge", str(traces), "--junit", "--summary", "--quiet")
+    assert done.returncode in (0, 1), done.stderr
+    assert (folder / "audit" / "junit.xml").read_text().startswith("<?xml")
+    assert (folder / "audit" / "summary.md").read_text().startswith("## **")
+    for name in ("junit.xml", "summary.md"):
+        (folder / "audit" / name).unlink()
+
+
+def test_traces_are_exported_as_tables(folder, audited, tmp_path):
+    done = run(folder, "export", str(folder / "audit" / "traces.nc"), "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "memory_horizon.sample-kept.csv").is_file()
+    assert done.stdout.count("wrote ") == len([*tmp_path.iterdir()])
+
+
+def test_schemas_are_printed(folder):
+    for name in ("findings", "spec"):
+        assert json.loads(run(folder, "schema", name).stdout)["title"].endswith("memory-analyzer")

@@ -1,0 +1,101 @@
+"""Commands that run a model: audit, measure, demo."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from analyzer.cli.application import Quiet, app, subject_flags, taking, verdict_flags
+from analyzer.cli.terminal import command_line, exit_code, progress, say, summarize
+
+Checkpoint = Annotated[
+    Path | None, typer.Argument(help="The trained weights: .pt .pth .ckpt .bin .safetensors ...")
+]
+PrintSpec = Annotated[
+    bool, typer.Option("--print-spec", help="Print the whole request as TOML; run nothing.")
+]
+
+
+@app.command()
+@taking(subject_flags, verdict_flags)
+def audit(
+    context: typer.Context,
+    checkpoint: Checkpoint = None,
+    print_spec: PrintSpec = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure, judge and render: traces.nc, findings.json and report.pdf."""
+    from analyzer.options import Options
+
+    options = Options.of(context.params)
+    if print_spec:
+        import tomli_w
+
+        print(tomli_w.dumps(options.tables()), end="")
+        return
+    from analyzer.audit import audit as run
+    from analyzer.subject import load_subject
+
+    loaded = load_subject(options.spec)
+    with progress(quiet) as watch:
+        result = run(
+            loaded.subject,
+            options.out,
+            probes=options.probes,
+            settings=options.settings,
+            limits=options.limits,
+            provenance=loaded.provenance | {"command": command_line()},
+            watch=watch,
+            fail_on=options.fail_on,
+            junit=options.junit,
+            summary=options.summary,
+        )
+    summarize(result.findings, result.folder, quiet)
+    raise typer.Exit(exit_code(result.findings, options, context.params["baseline"]))
+
+
+@app.command()
+@taking(subject_flags)
+def measure(context: typer.Context, checkpoint: Checkpoint = None, quiet: Quiet = False) -> None:
+    """Only measure: write traces.nc, to be judged and rendered later, elsewhere."""
+    from analyzer import record as records
+    from analyzer.audit import TRACES
+    from analyzer.options import Options
+    from analyzer.pipeline import measure as run
+    from analyzer.subject import load_subject
+
+    options = Options.of(context.params)
+    loaded = load_subject(options.spec)
+    with progress(quiet) as watch:
+        record = run(
+            loaded.subject,
+            options.probes,
+            options.settings,
+            loaded.provenance | {"command": command_line()},
+            watch,
+        )
+    records.save(record, options.out / TRACES)
+    say(f"wrote {options.out / TRACES}", quiet)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("audits"), quiet: Quiet = False
+) -> None:
+    """Audit the two bundled networks, an LSTM and a CNN that read the same heartbeats."""
+    from analyzer.audit import REPORT
+    from analyzer.audit import audit as run
+    from analyzer.demo import SPECS
+    from analyzer.findings import verdict
+    from analyzer.subject import load_subject
+
+    for name, spec in SPECS.items():
+        loaded = load_subject(spec)
+        with progress(quiet) as watch:
+            result = run(
+                loaded.subject,
+                out / name,
+                provenance=loaded.provenance | {"command": command_line()},
+                watch=watch,
+            )
+        print(f"{verdict(result.findings):12} {(result.folder / REPORT).resolve()}")
