@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TRACES, FINDINGS, REPORT = "traces.nc", "findings.json", "report.pdf"
 JUNIT, SUMMARY = "junit.xml", "summary.md"
+FILES = (TRACES, FINDINGS, REPORT, JUNIT, SUMMARY)
 """Names of the files in the output folder."""
 
 

@@ -9,6 +9,8 @@ from tempfile import NamedTemporaryFile
 
 from probes.errors import AnalyzerError
 
+_MARK = "-unfinished-"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -22,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = NamedTemporaryFile(  # noqa: SIM115 - it must outlive the block to be renamed
-            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix, delete=False
+            dir=path.parent, prefix=f".{path.stem}{_MARK}", suffix=path.suffix, delete=False
         )
     except OSError as error:
         raise AnalyzerError(f"cannot write {path}: {error.strerror or error}") from error
@@ -36,6 +38,12 @@ def replacing(path: Path) -> Iterator[Path]:
         raise AnalyzerError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in a folder."""
+    for left in folder.glob(f".*{_MARK}*"):
+        left.unlink(missing_ok=True)
 
 
 def _umask() -> int:

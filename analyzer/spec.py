@@ -81,12 +81,12 @@ class Spec:
         if "checkpoint" in values:
             values["checkpoint"] = folder / values["checkpoint"]
         for key in ("model", "data", "held_out", "loss"):
-            values[key] = _from_folder(str(values.get(key, "")), folder)
+            values[key] = from_folder(str(values.get(key, "")), folder)
         values["allow_global"] = tuple(values.get("allow_global", ()))
         return cls(**values)
 
 
-def _from_folder(reference: str, folder: Path) -> str:
+def from_folder(reference: str, folder: Path) -> str:
     """Let a relative path in a TOML file start from the file's folder."""
     home, colon, name = reference.rpartition(":")
     path = home if colon else reference

@@ -5,11 +5,11 @@ Everything heavy is imported inside the commands, so that ``--help`` answers at 
 
 import sys
 
-from analyzer.cli import audits, records, reference
+from analyzer.cli import audits, fleet, records, reference
 from analyzer.cli.application import app
 from probes.errors import AnalyzerError
 
-__all__ = ["app", "audits", "main", "records", "reference"]
+__all__ = ["app", "audits", "fleet", "main", "records", "reference"]
 
 FAILED, INTERRUPTED = 2, 130
 """Exit codes: the command could not run; Ctrl-C."""

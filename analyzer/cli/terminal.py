@@ -2,13 +2,14 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from analyzer.findings import Finding
+    from analyzer.jobs import Outcome
     from analyzer.options import Options
     from analyzer.pipeline import Watch
     from probes.base import Progress
@@ -59,6 +60,18 @@ def progress(quiet: bool) -> "Iterator[Watch | None]":
             return lambda done, total: bars.update(task, completed=done, total=total)
 
         yield watch
+
+
+def followed(outcomes: "Iterable[Outcome]", total: int, quiet: bool) -> "Iterator[Outcome]":
+    """Pass outcomes on as they come, with a line for each and, on a terminal, a bar."""
+    with progress(quiet) as watch:
+        advance = watch("audits") if watch else None
+        for done, outcome in enumerate(outcomes, 1):
+            if not quiet:
+                print(f"{outcome.verdict:12} {outcome.name} {outcome.reason}".rstrip(), flush=True)
+            if advance:
+                advance(done, total)
+            yield outcome
 
 
 def summarize(findings: "list[Finding]", folder: Path, quiet: bool) -> None:
