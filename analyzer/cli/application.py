@@ -94,7 +94,6 @@ def subject_flags(
 def verdict_flags(
     limit: Limit = None,
     fail_on: FailOnFlag = None,
-    baseline: Baseline = None,
     junit: Junit = False,
     summary: Markdown = False,
 ) -> None:

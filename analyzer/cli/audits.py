@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from analyzer.cli.application import Quiet, app, subject_flags, taking, verdict_flags
+from analyzer.cli.application import Baseline, Quiet, app, subject_flags, taking, verdict_flags
 from analyzer.cli.terminal import command_line, exit_code, progress, say, summarize
 
 Checkpoint = Annotated[
@@ -21,6 +21,7 @@ PrintSpec = Annotated[
 def audit(
     context: typer.Context,
     checkpoint: Checkpoint = None,
+    baseline: Baseline = None,
     print_spec: PrintSpec = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,7 +52,7 @@ def audit(
             summary=options.summary,
         )
     summarize(result.findings, result.folder, quiet)
-    raise typer.Exit(exit_code(result.findings, options, context.params["baseline"]))
+    raise typer.Exit(exit_code(result.findings, options, baseline))
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from analyzer.cli.application import Quiet, SpecFile, Traces, app, taking, verdict_flags
+from analyzer.cli.application import Baseline, Quiet, SpecFile, Traces, app, taking, verdict_flags
 from analyzer.cli.terminal import exit_code, say, summarize
 from probes.errors import AnalyzerError
 
@@ -32,6 +32,7 @@ def judge(
     context: typer.Context,
     traces: Traces,
     spec: SpecFile = None,
+    baseline: Baseline = None,
     quiet: Quiet = False,
 ) -> None:
     """Judge traces, perhaps with other limits: write findings.json beside them."""
@@ -52,7 +53,7 @@ def judge(
         summary=options.summary,
     )
     summarize(findings, traces.parent, quiet)
-    raise typer.Exit(exit_code(findings, options, context.params["baseline"]))
+    raise typer.Exit(exit_code(findings, options, baseline))
 
 
 @app.command()
