@@ -59,15 +59,29 @@ def compose(
     attached = to_json(findings, record.attrs, limits)
     data, figures = lay_out(record, findings, limits)
     data |= {"paper": paper, "report": sha256(attached.encode()).hexdigest()[:12]}
-    files = {path.name: path.read_bytes() for path in sorted(_TEMPLATE.glob("*.typ"))}
-    files["data.json"] = json.dumps(safe_tree(data), ensure_ascii=False).encode()
+    files = {f"{name}.svg": image for name, image in figures.items()}
     files["findings.json"] = attached.encode()
-    files |= {f"{name}.svg": image for name, image in figures.items()}
-    return typeset(files, moment(record.attrs))
+    return typeset(source("report.typ", data) | files, moment(record.attrs))
+
+
+def source(template: str, data: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the files of a document without its figures and attachments.
+
+    Parameters
+    ----------
+    template : str
+        Name of the template that is compiled.
+    data : mapping
+        JSON-like, of strings of any origin; made printable here.
+    """
+    files = {path.name: path.read_bytes() for path in sorted(_TEMPLATE.glob("*.typ"))}
+    files["main.typ"] = files.pop(template)
+    files["data.json"] = json.dumps(safe_tree(data), ensure_ascii=False).encode()
+    return files
 
 
 def typeset(files: Mapping[str, bytes], when: datetime) -> bytes:
-    """Compile ``report.typ`` among ``files``; a warning is an error.
+    """Compile ``main.typ`` among ``files``; a warning is an error.
 
     Raises
     ------
@@ -75,10 +89,9 @@ def typeset(files: Mapping[str, bytes], when: datetime) -> bytes:
         typst is not installed, or refuses the document.
     """
     typst = _typst()
-    named = {("main.typ" if name == "report.typ" else name): file for name, file in files.items()}
     try:
         pdf, warnings = typst.compile_with_warnings(
-            named, font_paths=_fonts(), pdf_standards=[*STANDARDS], timestamp=when
+            {**files}, font_paths=_fonts(), pdf_standards=[*STANDARDS], timestamp=when
         )
     except typst.TypstError as error:
         raise AnalyzerError(f"the report cannot be typeset: {error.message}") from error
@@ -140,9 +153,11 @@ def lay_out(
     sections = {name: section(name, measured[name], _of(name, findings)) for name in order}
     overview = reach.plate(measured, findings)
     plates = [plate for laid_out in sections.values() for plate in laid_out.plates]
+    outcome = summary.headline(findings)
     data = {
         **_head(facts),
-        "verdict": summary.headline(findings),
+        "description": f"{outcome['status']}: {outcome['headline']}",
+        "verdict": outcome,
         "steps": summary.actions(findings),
         "reach": _plate(overview) if overview else None,
         "diagnostics": [summary.diagnostic(f) for f in summary.diagnostics(findings)],
@@ -173,10 +188,13 @@ def _head(facts: Mapping[Any, Any]) -> dict[str, Any]:
     """Write what identifies the report on every page."""
     when = moment(facts)
     dated = when != EPOCH
+    model, digest = str(facts.get("model", "")) or "unnamed model", facts.get("checkpoint_sha256")
     return {
-        "model": str(facts.get("model", "")) or "unnamed model",
+        "title": f"Checkpoint audit: {model}",
+        "keywords": [str(digest)] if digest else [],
+        "model": model,
         "checkpoint": summary.file_name(facts),
-        "sha256": str(facts.get("checkpoint_sha256", "")),
+        "sha256": str(digest or ""),
         "tool": " ".join(str(facts[key]) for key in ("tool", "tool_version") if key in facts),
         "date": when.strftime("%Y-%m-%d %H:%M UTC") if dated else "",
         "moment": [when.year, when.month, when.day, when.hour, when.minute, when.second],
