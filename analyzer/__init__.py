@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analyzer.audit import Audit, audit
+    from analyzer.conduct import Audit, audit
     from analyzer.findings import Finding, Severity
     from analyzer.limits import Limits
     from analyzer.pipeline import measure
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from reports import render
 
 _HOMES = {
-    "Audit": "analyzer.audit",
+    "Audit": "analyzer.conduct",
     "AnalyzerError": "probes.errors",
     "Batch": "probes.base",
     "Finding": "analyzer.findings",
@@ -33,7 +33,7 @@ _HOMES = {
     "Severity": "analyzer.findings",
     "Spec": "analyzer.spec",
     "Subject": "probes.base",
-    "audit": "analyzer.audit",
+    "audit": "analyzer.conduct",
     "judge": "analyzer.rules",
     "load": "analyzer.record",
     "load_subject": "analyzer.subject",

@@ -1,6 +1,7 @@
 """The results of a batch as one table."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pandas as pd
 
 from analyzer.files import replacing
 from analyzer.jobs import Outcome, ranked
+from reports import render_index
 
-INDEX = "index.csv"
+INDEX, OVERVIEW = "index.csv", "index.pdf"
 
 
 def table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
@@ -18,7 +20,7 @@ def table(outcomes: Sequence[Outcome]) -> pd.DataFrame:
 
 
 def save_index(outcomes: Sequence[Outcome], folder: Path) -> Iterator[Path]:
-    """Write the table as ``index.csv``.
+    """Write the table as ``index.csv``, then ``index.pdf`` with links to the reports.
 
     Yields
     ------
@@ -28,11 +30,14 @@ def save_index(outcomes: Sequence[Outcome], folder: Path) -> Iterator[Path]:
     Raises
     ------
     AnalyzerError
-        A file cannot be written.
+        A file cannot be written, or typst is not installed.
     """
     path = folder / INDEX
     with replacing(path) as temporary:
         table(outcomes).to_csv(temporary, index=False)
+    yield path
+    path = folder / OVERVIEW
+    render_index([asdict(outcome) for outcome in ranked(outcomes)], path)
     yield path
 
 

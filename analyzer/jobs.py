@@ -24,7 +24,10 @@ RECEIPT = "job.json"
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 """What counts as a checkpoint in a folder."""
 
-_TOLD = ("code", "severity", "title", "message", "value", "low", "high", "unit")
+_TOLD = (
+    *("code", "severity", "title", "message"),
+    *("value", "low", "high", "unit", "limit", "relation"),
+)
 
 
 class Status(StrEnum):
@@ -153,7 +156,7 @@ def perform(job: Job, device: str = "") -> Outcome:
 
 def failed(job: Job, reason: str) -> Outcome:
     """Leave the receipt of a job that failed; results of an earlier run go, to mislead nobody."""
-    from analyzer.audit import FILES
+    from analyzer.conduct import FILES
 
     for name in FILES:
         (job.options.out / name).unlink(missing_ok=True)
@@ -162,7 +165,7 @@ def failed(job: Job, reason: str) -> Outcome:
 
 def _audited(job: Job, device: str) -> Outcome:
     """Audit, and leave the receipt."""
-    from analyzer.audit import audit
+    from analyzer.conduct import audit
     from analyzer.findings import verdict
     from analyzer.subject import load_subject
 

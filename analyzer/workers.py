@@ -19,7 +19,7 @@ from analyzer.jobs import Job, Outcome, failed, perform, receipt
 from probes import PROBES
 
 PRELOADED = [
-    *("analyzer.audit", "analyzer.subject", "reports.document"),
+    *("analyzer.conduct", "analyzer.subject", "reports.document"),
     *(f"probes.{name}" for name in PROBES),
 ]
 """Modules that take seconds to import."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from analyzer.findings import FailOn, Finding
 
-__all__ = ["render", "save_junit", "save_markdown"]
+__all__ = ["render", "render_comparison", "render_index", "save_junit", "save_markdown"]
 
 
 def render(
@@ -55,6 +55,67 @@ def render(
     from reports.document import compose
 
     pdf = compose(record, tuple(findings), limits=limits or {}, paper=paper)
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(pdf)
+
+
+def render_comparison(
+    audits: "Mapping[str, xr.DataTree]",
+    findings: "Mapping[str, Sequence[Finding]]",
+    path: str | PathLike[str],
+    *,
+    paper: str = "a4",
+) -> None:
+    """Write two or more records on shared axes as a PDF: what differs beyond noise.
+
+    Parameters
+    ----------
+    audits : mapping of DataTree
+        By the name that the reader sees; the others are compared with the first.
+    findings : mapping of sequence of Finding
+        Of each record, judged by the same limits.
+    path : str or path
+        The PDF to write.
+    paper : str
+        "a4" or "us-letter".
+
+    Raises
+    ------
+    AnalyzerError
+        There are fewer than two records, typst is not installed, the paper is unknown, or the
+        file cannot be written.
+    """
+    from analyzer.files import replacing
+    from reports.comparison import compose
+
+    pdf = compose(audits, findings, paper=paper)
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(pdf)
+
+
+def render_index(
+    rows: "Sequence[Mapping[str, Any]]", path: str | PathLike[str], *, paper: str = "a4"
+) -> None:
+    """Write the results of a batch as a PDF: one row for each checkpoint.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        ``name``, ``status``, ``verdict``, ``reason`` and ``findings`` of each job, worst first.
+    path : str or path
+        The PDF to write, in the folder that holds the folders of the jobs.
+    paper : str
+        "a4" or "us-letter".
+
+    Raises
+    ------
+    AnalyzerError
+        typst is not installed, the paper is unknown, or the file cannot be written.
+    """
+    from analyzer.files import replacing
+    from reports.index import compose
+
+    pdf = compose(rows, paper=paper)
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(pdf)
 

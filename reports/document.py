@@ -53,15 +53,26 @@ def compose(
     AnalyzerError
         typst or the paper is missing, or typst refuses the document.
     """
-    if paper not in PAPERS:
-        raise AnalyzerError(f"unknown paper {paper!r}: use {' or '.join(PAPERS)}")
-    _typst()  # before the figures are drawn in vain
+    require(paper)
     attached = to_json(findings, record.attrs, limits)
     data, figures = lay_out(record, findings, limits)
     data |= {"paper": paper, "report": sha256(attached.encode()).hexdigest()[:12]}
     files = {f"{name}.svg": image for name, image in figures.items()}
     files["findings.json"] = attached.encode()
     return typeset(source("report.typ", data) | files, moment(record.attrs))
+
+
+def require(paper: str) -> None:
+    """Check what typesetting needs, before figures are drawn in vain.
+
+    Raises
+    ------
+    AnalyzerError
+        The paper is unknown, or typst is not installed.
+    """
+    if paper not in PAPERS:
+        raise AnalyzerError(f"unknown paper {paper!r}: use {' or '.join(PAPERS)}")
+    _typst()
 
 
 def source(template: str, data: Mapping[str, Any]) -> dict[str, bytes]:
@@ -159,7 +170,7 @@ def lay_out(
         "description": f"{outcome['status']}: {outcome['headline']}",
         "verdict": outcome,
         "steps": summary.actions(findings),
-        "reach": _plate(overview) if overview else None,
+        "reach": plate_words(overview) if overview else None,
         "diagnostics": [summary.diagnostic(f) for f in summary.diagnostics(findings)],
         "provenance": summary.provenance(facts),
         "sections": [_section(name, sections[name], _of(name, findings)) for name in sections],
@@ -215,12 +226,12 @@ def _section(probe: str, laid_out: Section, findings: Sequence[Finding]) -> dict
         "status": summary.word(verdict(findings) if findings else Severity.INFO),
         "tiles": [asdict(tile) for tile in laid_out.tiles[:4]],
         "findings": [summary.diagnostic(finding) for finding in findings],
-        "plates": [_plate(plate) for plate in laid_out.plates],
+        "plates": [plate_words(plate) for plate in laid_out.plates],
         "tables": [_table(table) for table in laid_out.tables],
     }
 
 
-def _plate(plate: Plate) -> dict[str, str]:
+def plate_words(plate: Plate) -> dict[str, str]:
     """Write a figure's words."""
     return {
         "file": f"{plate.name}.svg",

@@ -3,7 +3,7 @@
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,12 @@ def factor(ratio: float) -> str:
 def count(value: int, noun: str) -> str:
     """Write a number of things."""
     return f"{number(value)} {noun if value == 1 else noun + 's'}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Join words as a person would: "a, b and c"."""
+    *most, last = parts
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def tied(text: str) -> str:

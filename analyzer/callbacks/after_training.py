@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from analyzer.audit import REPORT, Audit, audit
+from analyzer.conduct import REPORT, Audit, audit
 from analyzer.limits import Limits
 from probes.base import Subject
 from probes.errors import AnalyzerError
@@ -32,7 +32,7 @@ class AfterTraining:
     max_batches : int
         How many of them are used.
     probes, settings, limits
-        As in :func:`analyzer.audit.audit`.
+        As in :func:`analyzer.conduct.audit`.
     attach : callable, optional
         Called with the path of the report, to hand it to an experiment tracker.
     """

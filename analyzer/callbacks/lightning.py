@@ -4,8 +4,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from analyzer.audit import Audit
 from analyzer.callbacks.after_training import AfterTraining
+from analyzer.conduct import Audit
 
 
 class AuditCallback(Callback):

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from analyzer.audit import Audit
 from analyzer.callbacks.after_training import AfterTraining
+from analyzer.conduct import Audit
 
 
 class AuditCallback(TrainerCallback):

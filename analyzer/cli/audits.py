@@ -34,7 +34,7 @@ def audit(
 
         print(tomli_w.dumps(options.tables()), end="")
         return
-    from analyzer.audit import audit as run
+    from analyzer.conduct import audit as run
     from analyzer.subject import load_subject
 
     loaded = load_subject(options.spec)
@@ -60,7 +60,7 @@ def audit(
 def measure(context: typer.Context, checkpoint: Checkpoint = None, quiet: Quiet = False) -> None:
     """Only measure: write traces.nc, to be judged and rendered later, elsewhere."""
     from analyzer import record as records
-    from analyzer.audit import TRACES
+    from analyzer.conduct import TRACES
     from analyzer.options import Options
     from analyzer.pipeline import measure as run
     from analyzer.subject import load_subject
@@ -84,8 +84,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("audits"), quiet: Quiet = False
 ) -> None:
     """Audit the two bundled networks, an LSTM and a CNN that read the same heartbeats."""
-    from analyzer.audit import REPORT
-    from analyzer.audit import audit as run
+    from analyzer.conduct import REPORT
+    from analyzer.conduct import audit as run
     from analyzer.demo import SPECS
     from analyzer.findings import verdict
     from analyzer.subject import load_subject

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from analyzer.cli.application import Baseline, Quiet, SpecFile, Traces, app, taking, verdict_flags
+from analyzer.cli.application import (
+    Baseline,
+    Limit,
+    Quiet,
+    SpecFile,
+    Traces,
+    app,
+    taking,
+    verdict_flags,
+)
 from analyzer.cli.terminal import exit_code, say, summarize
 from probes.errors import AnalyzerError
 
@@ -37,7 +46,7 @@ def judge(
 ) -> None:
     """Judge traces, perhaps with other limits: write findings.json beside them."""
     from analyzer import record as records
-    from analyzer.audit import write_verdicts
+    from analyzer.conduct import write_verdicts
     from analyzer.options import Options
     from analyzer.rules import judge as run
 
@@ -82,6 +91,36 @@ def render(
     record, found = records.load(traces), from_json(text)
     run(record, found, path, limits=json.loads(text)["limits"], paper=paper)
     say(f"wrote {path}", quiet)
+
+
+@app.command()
+def compare(
+    traces: Annotated[list[Path], typer.Argument(help="Two or more traces.nc; the first leads.")],
+    name: Annotated[
+        list[str] | None, typer.Option(help="Name of each, in their order; its folder if unset.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The PDF.")] = Path("comparison.pdf"),
+    spec: SpecFile = None,
+    limit: Limit = None,
+    paper: Annotated[Paper, typer.Option(help="Size of the pages.")] = Paper.A4,
+    quiet: Quiet = False,
+) -> None:
+    """Set two or more audits side by side: what differs beyond noise, on shared axes."""
+    from analyzer import record as records
+    from analyzer.options import limits_of, read_toml
+    from analyzer.rules import judge as run
+    from reports import render_comparison
+
+    names = name or [path.resolve().parent.name for path in traces]
+    if len(names) != len(traces) or len({*names}) != len(names):
+        raise AnalyzerError(
+            f"{len(traces)} records are named {', '.join(names)}: give each a --name of its own"
+        )
+    limits = limits_of(read_toml(spec), limit or [])
+    audits = {label: records.load(path) for label, path in zip(names, traces, strict=True)}
+    findings = {label: run(record, limits) for label, record in audits.items()}
+    render_comparison(audits, findings, out, paper=paper)
+    say(f"wrote {out}", quiet)
 
 
 @app.command()

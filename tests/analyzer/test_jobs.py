@@ -120,8 +120,9 @@ def test_what_a_killed_run_left_half_is_swept(home):
 
 def test_broken_checkpoints_stop_nothing_and_the_index_tells_the_worst_first(home):
     outcomes = [*run(jobs(home, "runs"), 2, Bounds())]
-    (path,) = save_index(outcomes, home / "out")
+    path, overview = save_index(outcomes, home / "out")
     index = pd.read_csv(path)
+    assert overview.read_bytes().startswith(b"%PDF")
     assert [*index["name"][:3]] == ["a/net00.pt", "b/net01.pt", "b/net05.pt"]
     assert [*index["status"]] == ["failed"] * 3 + ["done"] * 3
     assert index["worst"][2].startswith(f"{home}/runs/b/net05.pt: does not fit the model")
