@@ -3,6 +3,7 @@
 import copy
 import json
 import platform
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,9 @@ from probes.objective import describe, sample_losses
 from probes.taps import untouched
 
 DISTRIBUTION = "gradient-memory-analyzer"
+
+LIBRARIES = ("analyzer", "captum", "numpy", "torch", "xarray")
+"""Packages whose functions do not say whose exception it is."""
 
 Watch = Callable[[str], Progress]
 """Given a probe's name, returns the callback that follows its progress."""
@@ -103,10 +107,21 @@ def _trace(probe: Probe, subject: Subject, progress: Progress) -> xr.Dataset:
     except AnalyzerError as error:
         trace = records.absent(records.ERROR, str(error))
     except Exception as error:  # noqa: BLE001 - one broken probe must not cost the other results
-        trace = records.absent(records.ERROR, in_one_line(error))
+        trace = records.absent(records.ERROR, f"{in_one_line(error)} ({_place(error)})")
     else:
         trace = trace.assign_attrs(outcome=records.MEASURED)
     return trace.assign_attrs(settings=json.dumps(asdict(probe), sort_keys=True))  # type: ignore[call-overload]
+
+
+def _place(error: BaseException) -> str:
+    """Say which function of ours, and which of the model's code, an exception went through last."""
+    places: dict[bool, str] = {}
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals["__name__"])
+        root = module.partition(".")[0]
+        if root not in LIBRARIES:
+            places[root != "probes"] = f"{module}.{frame.f_code.co_qualname}, line {line}"
+    return "in " + ", called from ".join(places[theirs] for theirs in sorted(places))
 
 
 def _facts(subject: Subject) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from analyzer.findings import SCHEMA, FailOn, Finding, Severity
 from analyzer.limits import Limits
@@ -93,6 +93,8 @@ def _type(hint: Any) -> dict[str, Any]:
     if origin in (Union, UnionType):
         kinds = [_type(argument) for argument in arguments if argument is not NoneType]
         return kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
+    if origin is Literal:
+        return {"enum": [*arguments]}
     if origin in (tuple, list):
         return {"type": "array", "items": _type(arguments[0])}
     if origin is not None and issubclass(origin, Mapping):

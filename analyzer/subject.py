@@ -37,7 +37,8 @@ def load_subject(spec: Spec) -> Loaded:
     if not spec.data:
         raise AnalyzerError("no data: say --data file.npz or --data package.module:callable")
     model = _model(spec)
-    provenance: dict[str, Any] = {"model": spec.model, "data": spec.data}
+    # Without folders, as the checkpoint: where a file lies is nobody's business but the user's.
+    provenance: dict[str, Any] = {"model": Path(spec.model).name, "data": Path(spec.data).name}
     loading = Loading(("no checkpoint: the model is as the factory returns it",), partial=False)
     if spec.checkpoint is not None:
         found = read(

@@ -10,9 +10,20 @@ from importlib import import_module
 PROBES = {
     "gradient_flow": "GradientFlow",
     "timestep_gradient": "TimestepGradient",
+    "timestep_contribution": "TimestepContribution",
+    "truncation": "Truncation",
     "memory_horizon": "MemoryHorizon",
+    "lag_profile": "LagProfile",
+    "state_reach": "StateReach",
+    "gates": "Gates",
+    "lyapunov": "Lyapunov",
+    "memory_capacity": "MemoryCapacity",
+    "stacked_layers": "StackedLayers",
     "receptive_field": "ReceptiveField",
     "effective_field": "EffectiveField",
+    "depth_contribution": "DepthContribution",
+    "attribution": "Attribution",
+    "layer_conductance": "LayerConductance",
 }
 """Probe name (also its module in this folder) -> class name."""
 

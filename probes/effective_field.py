@@ -3,8 +3,8 @@
 Shapes: B sample, P position of the input (all axes flattened).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,20 +12,24 @@ import xarray as xr
 from torch import nn
 
 from probes.base import Progress, Subject, silent
-from probes.errors import NotApplicable
-from probes.field.average import NORMALIZED_FROM, Average, Energies, average
+from probes.errors import AnalyzerError, NotApplicable
+from probes.field.average import Average, Energies, average, plain_sigma
+from probes.field.labels import Nulls, trace_of
 from probes.field.maps import FoldedBatchError, Mapper, dimensions
 from probes.field.samples import pieces
+from probes.field.sizes import diameter
 from probes.field.survey import LayerField, Survey, survey
+from probes.nulls import untrained
 from probes.taps import untouched
-
-UNIT = "input position"
 
 MAX_CALLS = 8
 """Calls considered of a convolution that is called more than once."""
 
 BUDGET = 32_000_000
 """Numbers kept for the maps of all samples; more layers are measured in several rounds."""
+
+MOST_KEPT = 0.1
+"""Share of the weights that may stay as trained in a copy that counts as untrained."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,12 @@ class EffectiveField:
     one dimension, whose field then lies before it. In front of a recurrent layer the field is that
     of the convolutional part alone.
 
-    Costs, per layer, 0.2 to 0.3 of a bare forward+backward of the same samples, and one forward
-    for all. Memory: the graph of ``chunk`` samples, 4 bytes per sample, layer and input position
+    Two things to hold it against come with it: the diameters of copies with random weights, and
+    the energy outside of the theoretical field, which is zero if both are right.
+
+    Costs, per layer, 0.2 to 0.3 of a bare forward+backward of the same samples, one forward for
+    all, and a third of that on top for the copies with random weights. Memory: two copies of the
+    weights, the graph of ``chunk`` samples, 4 bytes per sample, layer and input position
     up to 128 MB (more layers go in rounds, one more forward each), and 100 MB for the bootstrap.
 
     Parameters
@@ -57,9 +65,16 @@ class EffectiveField:
     resamples : int
         Of the bootstrap.
     max_layers : int
-        Convolutions measured, evenly spaced over depth, first and last included.
+        Largest number of convolutions that are all measured.
+    deep_layers : int
+        Convolutions measured if there are more, evenly spaced, first and last included.
     chunk : int
         Samples that go through the model together.
+    null_seeds : int
+        Copies of the network with new random weights that are measured for comparison.
+    null_samples, null_layers : int
+        Samples that each copy is measured on, and largest number of its layers, evenly spaced out
+        of those measured.
 
     References
     ----------
@@ -71,43 +86,115 @@ class EffectiveField:
     samples: int = 16
     resamples: int = 200
     max_layers: int = 24
+    deep_layers: int = 10
     chunk: int = 4
+    null_seeds: int = 3
+    null_samples: int = 2
+    null_layers: int = 12
+
+    def __post_init__(self) -> None:
+        for setting in (
+            "samples",
+            "max_layers",
+            "deep_layers",
+            "chunk",
+            "null_samples",
+            "null_layers",
+        ):
+            if getattr(self, setting) < 1:
+                raise AnalyzerError(f"effective_field.{setting} is less than 1")
+        for setting in ("resamples", "null_seeds"):
+            if getattr(self, setting) < 0:
+                raise AnalyzerError(f"effective_field.{setting} is negative")
 
     def __call__(self, subject: Subject, progress: Progress = silent) -> xr.Dataset:
         with untouched(subject.model):
             found = survey(subject, MAX_CALLS)
             layers = convolutions(found, subject.model)
-            chosen = evenly(layers, self.max_layers)
+            deep = len(layers) > self.max_layers
+            chosen = evenly(layers, self.deep_layers if deep else self.max_layers)
+            copied = min(self.null_layers, len(chosen)) * self.null_seeds
+            steps = _Steps(progress, len(chosen) + copied)
             try:
-                averages = self._averages(subject, found, chosen, self.chunk, progress)
+                averages = self._averages(subject, found, chosen, steps)
+                chunk = self.chunk
             except FoldedBatchError:
-                averages = self._averages(subject, found, chosen, 1, progress)
-        return trace_of(found, chosen, averages, len(layers))
+                chunk = 1
+                averages = replace(self, chunk=1)._averages(subject, found, chosen, steps)
+            nulls = replace(self, chunk=chunk)._nulls(subject, found, chosen, steps)
+        return trace_of(subject, found, layers, chosen, averages, nulls)
 
     def _averages(
-        self,
-        subject: Subject,
-        found: Survey,
-        layers: Sequence[LayerField],
-        chunk: int,
-        progress: Progress,
+        self, subject: Subject, found: Survey, layers: Sequence[LayerField], steps: "_Steps"
     ) -> list[Average]:
-        """Measure all layers, in rounds that fit into memory."""
+        """Measure the trained network."""
+        averages = []
+        for layer, energies in self._energies(subject, found, layers, self.samples):
+            averages.append(average(energies, layer.centre, self.resamples, subject.seed))
+            steps.advance()
+        return averages
+
+    def _nulls(
+        self, subject: Subject, found: Survey, layers: Sequence[LayerField], steps: "_Steps"
+    ) -> Nulls:
+        """Measure re-initialised copies on a few samples; say why where there can be none."""
+        rows: list[np.ndarray] = []
+        kept = ""
+        seeds = range(subject.seed, subject.seed + self.null_seeds)
+        try:
+            for twin in untrained(subject.model, seeds) if seeds else ():
+                kept = listed(twin.kept)
+                if twin.kept_share > MOST_KEPT:
+                    return Nulls.absent(f"no module initialises {kept}", len(layers))
+                rows.append(self._null(replace(subject, model=twin.model), found, layers, steps))
+        except NotApplicable as reason:
+            return Nulls.absent(str(reason), len(layers))
+        return Nulls(np.array(rows).reshape(len(rows), len(layers)), kept, "", self.null_samples)
+
+    def _null(
+        self, twin: Subject, found: Survey, layers: Sequence[LayerField], steps: "_Steps"
+    ) -> np.ndarray:
+        """Diameter of each layer of one copy; nan where it is not measured."""
+        sigmas = {layer.name: np.full(len(found.axes), np.nan) for layer in layers}
+        few = evenly(layers, self.null_layers)
+        for layer, energies in self._energies(twin, found, few, self.null_samples):
+            sigmas[layer.name] = plain_sigma(energies)
+            steps.advance()
+        return diameter(np.array([*sigmas.values()]))
+
+    def _energies(
+        self, subject: Subject, found: Survey, layers: Sequence[LayerField], samples: int
+    ) -> Iterator[tuple[LayerField, Energies]]:
+        """Yield the maps of every layer, in rounds that fit into memory."""
         mapper = Mapper(subject, found.place, subject.generator())
-        size = max(BUDGET // (self.samples * int(np.prod(found.input_size))), 1)
-        averages: list[Average] = []
+        size = max(BUDGET // (samples * int(np.prod(found.input_size))), 1)
         for start in range(0, len(layers), size):
             group = layers[start : start + size]
             maps = {layer.name: Energies(found.input_size) for layer in group}
-            for piece in pieces(subject, self.samples, chunk):
+            for piece in pieces(subject, samples, self.chunk):
                 for name, energy_BP in mapper.energies(piece, list(maps)).items():
                     for energy_P in energy_BP.cpu().numpy():
                         maps[name].add(energy_P)
             for layer in group:
-                energies = maps.pop(layer.name)
-                averages.append(average(energies, layer.centre, self.resamples, subject.seed))
-                progress(len(averages), len(layers))
-        return averages
+                yield layer, maps.pop(layer.name)
+
+
+class _Steps:
+    """Counts what is done, for the progress."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, 0
+
+    def advance(self) -> None:
+        """Report one layer more."""
+        self.done += 1
+        self.progress(self.done, self.total)
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Write names as a sentence has them, the first few of many."""
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def convolutions(found: Survey, model: nn.Module) -> list[LayerField]:
@@ -135,92 +222,3 @@ def evenly(layers: Sequence[LayerField], most: int) -> list[LayerField]:
     """Choose at most ``most`` layers, evenly spaced, the first and the last among them."""
     places = np.linspace(len(layers) - 1, 0, min(most, len(layers))).round().astype(int)
     return [layers[place] for place in sorted(places)]
-
-
-def trace_of(
-    found: Survey, layers: Sequence[LayerField], averages: Sequence[Average], total: int
-) -> xr.Dataset:
-    """Label the fields of the chosen layers, out of ``total``."""
-    names = {
-        "layer": [layer.name for layer in layers],
-        "axis": list(found.axes),
-        "kind": ("layer", [layer.kind for layer in layers]),
-    }
-    variables = _maps(found, averages)
-    for name, words in _PER_AXIS.items():
-        values = np.array([getattr(average, name) for average in averages])
-        variables[name] = _labelled(("layer", "axis"), values, words)
-    for name, words in _WITH_INTERVAL.items():
-        columns = np.array([getattr(average, name) for average in averages]).T
-        for suffix, column in zip(("", "_low", "_high"), columns, strict=True):
-            variables[name + suffix] = _labelled(("layer",), column, words + _SUFFIXES[suffix])
-    for name, (words, unit) in _PER_LAYER.items():
-        values = np.array([_value(average, name) for average in averages])
-        variables[name] = _labelled(("layer",), values, words, unit)
-    theoretical = np.array([layer.size_without_gates for layer in layers])
-    variables["theoretical"] = _labelled(
-        ("layer", "axis"), theoretical, "theoretical field, global gates ignored"
-    )
-    variables["input_size"] = _labelled(("axis",), np.array(found.input_size, float), "input size")
-    samples = max(average.live_samples for average in averages)
-    weights = "equal" if samples >= NORMALIZED_FROM else "by the energy of the sample"
-    attrs = {"samples": samples, "layers_total": total, "sample_weights": weights}
-    return xr.Dataset(variables, names, attrs)
-
-
-def _maps(found: Survey, averages: Sequence[Average]) -> dict[str, xr.Variable]:
-    """Energy maps of up to two axes; of three, their marginals."""
-    shares = np.array([average.share for average in averages], np.float32)
-    if len(found.axes) < 3:
-        dims = ("layer", *(("timestep",) if len(found.axes) == 1 else found.axes))
-        return {"energy": _labelled(dims, shares, "share of the energy", "1")}
-    return {
-        f"energy_{axis}": _labelled(
-            ("layer", axis),
-            shares.sum(axis=tuple(1 + other for other in range(3) if other != place)),
-            f"share of the energy along {axis}",
-            "1",
-        )
-        for place, axis in enumerate(found.axes)
-    }
-
-
-def _labelled(
-    dims: tuple[str, ...], values: np.ndarray, words: str, unit: str = UNIT
-) -> xr.Variable:
-    """Variable with a name and a unit."""
-    return xr.Variable(dims, values, {"long_name": words, "units": unit})
-
-
-def _value(average: Average, name: str) -> float:
-    """Read a number of an average, or of the Gaussian fitted to it."""
-    owner = average.gaussian if name.startswith(_GAUSSIAN) else average
-    return float(getattr(owner, name.removeprefix(_GAUSSIAN)))
-
-
-_GAUSSIAN = "gaussian_"
-
-_PER_AXIS = {
-    "sigma": "deviation of the amplitude",
-    "sigma_low": "deviation of the amplitude, 2.5 % of resamples",
-    "sigma_high": "deviation of the amplitude, 97.5 % of resamples",
-    "half_sample_sigma": "deviation of the amplitude, first half of the samples",
-    "sigma_energy": "deviation of the energy",
-}
-
-_WITH_INTERVAL = {
-    "diameter": "two-sigma diameter of the amplitude",
-    "side50": "side of the centred square with half of the amplitude",
-}
-
-_SUFFIXES = {"": "", "_low": ", 2.5 % of resamples", "_high": ", 97.5 % of resamples"}
-
-_PER_LAYER = {
-    "luo_size": ("side of the area above 4.55 % of the maximum amplitude", UNIT),
-    "total_energy": ("energy of the whole map, mean over samples", "unit^2 / input^2"),
-    "live_samples": ("samples with a gradient that is finite and not zero", "1"),
-    "gaussian_major": ("deviation of the fitted Gaussian, major axis", UNIT),
-    "gaussian_minor": ("deviation of the fitted Gaussian, minor axis", UNIT),
-    "gaussian_angle": ("angle of the major axis, from x towards y", "degree"),
-    "gaussian_r2": ("variance that the fitted Gaussian explains", "1"),
-}

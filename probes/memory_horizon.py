@@ -4,7 +4,8 @@ Shapes: B sample, T timestep or lag, F input feature.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,10 +13,11 @@ import xarray as xr
 from torch import Tensor
 
 from probes import objective
-from probes.base import Batch, Inputs, Progress, Subject, call, silent, variable
-from probes.errors import AnalyzerError, NotApplicable
+from probes.base import Progress, Subject, call, silent, variable
+from probes.errors import AnalyzerError
+from probes.replacement import Replacement, grid
 from probes.taps import differentiable, differentiable_recurrence, untouched
-from probes.timeline import Sample, Sequences, by_lag, donated, samples, spliced, time_axis
+from probes.timeline import by_lag
 
 SHARES = (0.01, 0.05)
 """Shares of the total excess loss near which the numbers of inputs kept lie closest."""
@@ -33,8 +35,8 @@ class MemoryHorizon:
     loss is that of the last position. Without a loss it is half the mean square distance between
     the outputs with and without the replacement. Works for any model with time in its inputs.
 
-    Costs about ``points * donors / 3 + 1`` forward and backward passes (the replacements are
-    forward passes); keeps one copy of the audit inputs.
+    Costs about ``points * donors / 3 + 1`` forward and backward passes of the samples (the
+    replacements are forward passes); keeps one copy of their inputs.
 
     Parameters
     ----------
@@ -43,6 +45,8 @@ class MemoryHorizon:
         rest where the excess falls below 1 % and 5 % of its total.
     donors : int
         Donors per sample, whose excess losses are averaged.
+    samples : int
+        The first batches that hold as many samples are measured.
 
     References
     ----------
@@ -53,158 +57,57 @@ class MemoryHorizon:
     name: ClassVar[str] = "memory_horizon"
     points: int = 24
     donors: int = 1
+    samples: int = 1024
 
     def __call__(self, subject: Subject, progress: Progress = silent) -> xr.Dataset:
-        if self.points < 3 or self.donors < 1:
+        if self.points < 3 or self.donors < 1 or self.samples < 2:
             raise AnalyzerError(
-                f"memory_horizon needs points >= 3 and donors >= 1: they are {self.points} and "
-                f"{self.donors}"
+                f"memory_horizon needs points >= 3, donors >= 1 and samples >= 2: they are "
+                f"{self.points}, {self.donors} and {self.samples}"
             )
-        batches = [Batch.of(item) for item in subject.batches]
-        axis = time_axis(subject, next(iter(subject)))
-        subject = replace(subject, batches=batches, time_axis=axis)
-        audited = _Audited.of(subject, axis, self.donors)
+        replacement = Replacement.of(subject, self.donors, self.samples)
+        timesteps = replacement.timesteps
         with untouched(subject.model):
-            audited = audited.intact()
-            kept, excess_BK = _curve(audited.excess, audited.timesteps, self.points, progress)
-            reach_BT = torch.cat([audited.reach(index) for index in range(len(batches))])
-        return _trace(audited, kept, excess_BK, reach_BT)
+            replacement = replacement.intact()
+            evaluate = partial(_excess, replacement)
+            kept, excess_BK = _curve(evaluate, timesteps, self.points, progress)
+            reaches = [_reach(replacement, index) for index in range(len(replacement.sequences))]
+        return _trace(replacement, kept, excess_BK, torch.cat(reaches))
 
 
-def donors_of(count: int, generator: torch.Generator) -> Tensor:
-    """Draw another sample for every sample, each once, along one random cycle through all."""
-    cycle = torch.randperm(count, generator=generator)
-    donor_B = torch.empty_like(cycle)
-    donor_B[cycle] = cycle.roll(1)
-    return donor_B
+def _excess(replacement: Replacement, kept: list[int]) -> Tensor:
+    """Excess loss with everything but the last ``kept`` replaced: (B, kept); nan if shorter."""
+    older = [range(count, replacement.timesteps) for count in kept]
+    excess_BK = replacement.excess(older)
+    return excess_BK.masked_fill(replacement.lengths[:, None] < torch.tensor(kept), torch.nan)
 
 
-@dataclass(frozen=True)
-class _Audited:
-    """The audit set as sequences, with what the intact model makes of them.
-
-    Parameters
-    ----------
-    subject : Subject
-        Its batches stay where the user has them until they run.
-    sequences : list of Sequences
-        One for each batch.
-    pool : list of Sample
-        All sequences.
-    donor : Tensor, shape (B,)
-        Index of the donor of each; further donors follow along the cycle.
-    draws : int
-        Donors for each.
-    results : list of Tensor
-        For each batch the intact losses, or final outputs where there is no loss.
-    """
-
-    subject: Subject
-    sequences: list[Sequences]
-    pool: list[Sample]
-    donor: Tensor
-    draws: int
-    results: list[Tensor]
-
-    @classmethod
-    def of(cls, subject: Subject, axis: int, draws: int) -> "_Audited":
-        """Take the audit set apart."""
-        sequences = [Sequences.of(subject, batch, axis) for batch in subject.batches]
-        pool = [sample for batch in sequences for sample in samples(batch)]
-        if len(pool) < 2:
-            raise NotApplicable("the audit set is one sample: there is no other to replace it with")
-        if max(sample.length for sample in pool) < 2:
-            raise NotApplicable("the inputs have one timestep: there is nothing older to replace")
-        return cls(subject, sequences, pool, donors_of(len(pool), subject.generator()), draws, [])
-
-    @property
-    def timesteps(self) -> int:
-        """Length of the longest sequence."""
-        return max(sample.length for sample in self.pool)
-
-    def intact(self) -> "_Audited":
-        """Run the intact sequences; the model's own choices become targets that are missing."""
-        sequences, results = [], []
-        for own in self.sequences:
-            batch = own.batch.to(self.subject.device, self.subject.dtype)
-            with torch.no_grad():
-                outputs = call(self.subject.model, batch.inputs)
-            batch = objective.with_own_targets(self.subject, outputs, batch)
-            results.append(self._result(outputs, batch))
-            sequences.append(replace(own, batch=replace(own.batch, targets=batch.targets)))
-        return replace(self, sequences=sequences, results=results)
-
-    def _result(self, outputs: object, batch: Batch) -> Tensor:
-        """Losses (B,) or, where there is no loss, outputs (B, ...) of the last position."""
-        if self.subject.loss is None:
-            return objective.final_outputs(self.subject, outputs, batch).detach()
-        return objective.final_losses(self.subject, outputs, batch).detach()
-
-    def losses(self) -> Tensor:
-        """Intact loss of the last position of every sample: (B,); 0 where there is no loss."""
-        losses = torch.cat([result.double().cpu() for result in self.results])
-        return torch.zeros(len(self.pool)) if self.subject.loss is None else losses
-
-    def excess(self, kept: list[int]) -> Tensor:
-        """Excess loss of every sample for some numbers of inputs kept: (B, kept)."""
-        found, start = [], 0
-        for index, own in enumerate(self.sequences):
-            rows = torch.arange(start, start + len(own.lengths))
-            found.append(self._batch_excess(index, rows, kept))
-            start += len(own.lengths)
-        return torch.cat(found)
-
-    def _batch_excess(self, index: int, rows: Tensor, kept: list[int]) -> Tensor:
-        """Excess loss of one batch, averaged over donors: (B, kept); nan with less context."""
-        own, donor_B = self.sequences[index], torch.arange(len(self.pool))
-        total_BK = torch.zeros(len(rows), len(kept), dtype=torch.float64)
-        for _ in range(self.draws):
-            donor_B = self.donor[donor_B]
-            others = donated(own, [self.pool[donor] for donor in donor_B[rows].tolist()])
-            for column, count in enumerate(kept):
-                if count < own.lengths.max():
-                    total_BK[:, column] += self._excess(index, spliced(own, others, count))
-        context_BK = own.lengths[:, None] - torch.tensor(kept)
-        return (total_BK / self.draws).masked_fill(context_BK < 0, torch.nan)
-
-    def _excess(self, index: int, inputs: Inputs) -> Tensor:
-        """Excess loss of one batch with other inputs: (B,)."""
-        own, subject = self.sequences[index].batch, self.subject
-        batch = replace(own, inputs=inputs).to(subject.device, subject.dtype)
-        with torch.no_grad():
-            result = self._result(call(subject.model, batch.inputs), batch)
-        change = (result - self.results[index]).double()
-        if subject.loss is None:
-            change = 0.5 * change.flatten(1).square().mean(1)
-        return change.cpu()
-
-    def reach(self, index: int) -> Tensor:
-        """Root mean square over features of d loss / d input by lag: (B, T)."""
-        own, subject = self.sequences[index], self.subject
-        batch = own.batch.to(subject.device, subject.dtype)
-        with (
-            differentiable(subject.model, batch) as (inputs, leaves),
-            differentiable_recurrence(subject.model),
-        ):
-            outputs = call(subject.model, inputs)
-            loss = objective.final_losses(subject, outputs, batch).sum()
-            if not loss.requires_grad:
-                raise AnalyzerError(
-                    "the loss has no gradient with respect to the inputs: the model runs under "
-                    "torch.no_grad, or it or the loss detaches its result"
-                )
-            found = torch.autograd.grad(loss, leaves, allow_unused=True)
-        reach_BT = torch.full((len(own.lengths), self.timesteps), torch.nan, dtype=torch.float64)
-        for leaf, gradient in zip(leaves, found, strict=True):
-            values = torch.zeros_like(leaf) if gradient is None else gradient
-            ordered = by_lag(own, values.double().cpu())
-            if ordered is not None:
-                rms_BT = (
-                    ordered.flatten(2).square().mean(2).sqrt() if ordered.dim() > 2 else ordered
-                )
-                reach_BT[:, : rms_BT.shape[1]] = rms_BT.abs()[:, : self.timesteps]
-                break
-        return reach_BT
+def _reach(replacement: Replacement, index: int) -> Tensor:
+    """Root mean square over features of d loss / d input by lag, of one batch: (B, T)."""
+    own, subject = replacement.sequences[index], replacement.subject
+    batch = own.batch.to(subject.device, subject.dtype)
+    with (
+        differentiable(subject.model, batch) as (inputs, leaves),
+        differentiable_recurrence(subject.model),
+    ):
+        outputs = call(subject.model, inputs)
+        loss = objective.final_losses(subject, outputs, batch).sum()
+        if not loss.requires_grad:
+            raise AnalyzerError(
+                "the loss has no gradient with respect to the inputs: the model runs under "
+                "torch.no_grad, or it or the loss detaches its result"
+            )
+        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    timesteps = replacement.timesteps
+    reach_BT = torch.full((len(own.lengths), timesteps), torch.nan, dtype=torch.float64)
+    for leaf, gradient in zip(leaves, found, strict=True):
+        values = torch.zeros_like(leaf) if gradient is None else gradient
+        ordered = by_lag(own, values.double().cpu())
+        if ordered is not None:
+            rms_BT = ordered.flatten(2).square().mean(2).sqrt() if ordered.dim() > 2 else ordered
+            reach_BT[:, : rms_BT.shape[1]] = rms_BT.abs()[:, :timesteps]
+            break
+    return reach_BT
 
 
 def _curve(
@@ -224,19 +127,6 @@ def _curve(
         progress(len(kept), points)
     progress(points, points)
     return kept, excess_BK
-
-
-def grid(timesteps: int, points: int) -> list[int]:
-    """Choose up to ``points`` whole numbers from 0 to ``timesteps``, dense at first."""
-    if timesteps < points:
-        return list(range(timesteps + 1))
-    steps = {0, timesteps}
-    for count in range(2, 8 * points):
-        denser = {0} | {round(timesteps ** (step / (count - 1))) for step in range(count)}
-        if len(denser) > points:
-            break
-        steps = denser
-    return sorted(steps)
 
 
 def _between(kept: list[int], excess_BK: Tensor) -> int | None:
@@ -267,15 +157,10 @@ def _crossing(excess_BK: Tensor, share: float) -> int:
     return max((place for place, dear in enumerate(dear_K) if dear), default=-2)
 
 
-def _trace(audited: _Audited, kept: list[int], excess_BK: Tensor, reach_BT: Tensor) -> xr.Dataset:
+def _trace(
+    replacement: Replacement, kept: list[int], excess_BK: Tensor, reach_BT: Tensor
+) -> xr.Dataset:
     """Label what was measured."""
-    described = objective.describe(audited.subject)
-    if audited.subject.loss is None:
-        described = (
-            "half the mean square distance of the last output from that to the intact inputs "
-            "(no loss was given)"
-        )
-    intact_B = audited.losses()
     return xr.Dataset(
         {
             "excess_loss": variable(
@@ -290,18 +175,15 @@ def _trace(audited: _Audited, kept: list[int], excess_BK: Tensor, reach_BT: Tens
                 "rms gradient of the loss of the last position at the input",
                 "loss / input",
             ),
-            "intact_loss": variable(intact_B, ("sample",), "intact loss, last position", "loss"),
+            "intact_loss": variable(
+                replacement.losses(), ("sample",), "intact loss, last position", "loss"
+            ),
             "donor": xr.DataArray(
-                audited.donor.numpy(),
+                replacement.donor.numpy(),
                 dims="sample",
                 attrs={"long_name": "sample whose inputs replace older ones", "units": "1"},
             ),
         },
-        {"kept": kept, "lag": range(audited.timesteps)},
-        {
-            "sequence_length": audited.timesteps,
-            "intact_loss": float(intact_B.mean()),
-            "objective": described,
-            "time_axis": audited.subject.time_axis,
-        },
+        {"kept": kept, "lag": range(replacement.timesteps)},
+        replacement.facts(),
     )

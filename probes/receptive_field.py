@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from probes.base import Progress, Subject, silent
+from probes.field.labels import RECURRENT, named, rate_of
 from probes.field.survey import LayerField, Survey, survey
 from probes.taps import untouched
 
@@ -52,10 +53,10 @@ class ReceptiveField:
         with untouched(subject.model):
             found = survey(subject, self.max_calls)
         progress(1, 1)
-        return trace_of(found)
+        return trace_of(subject, found)
 
 
-def trace_of(found: Survey) -> xr.Dataset:
+def trace_of(subject: Subject, found: Survey) -> xr.Dataset:
     """Label a survey."""
     layers = found.layers
     coords = {
@@ -70,12 +71,13 @@ def trace_of(found: Survey) -> xr.Dataset:
     variables["input_size"] = xr.Variable(
         "axis", np.array(found.input_size, float), {"long_name": "input size", "units": UNIT}
     )
-    attrs = {
+    attrs: dict[str, str | int | float] = {
         "tensors": f"real ({found.fallback})" if found.fallback else "symbolic",
         "calls_left_out": found.unlisted,
         "convention": "sizes on an infinite canvas; normalization statistics taken as constants",
+        "recurrent": named(subject.model, RECURRENT),
     }
-    return xr.Dataset(variables, coords, attrs)
+    return xr.Dataset(variables, coords, attrs | rate_of(subject, found))
 
 
 def _variable(layers: tuple[LayerField, ...], name: str, words: str) -> xr.Variable:

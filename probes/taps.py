@@ -1,9 +1,10 @@
 """The only module that touches a model's state, and it always puts it back."""
 
 import random
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ def untouched(model: nn.Module, *, weights: bool = False) -> Iterator[None]:
     """Run ``model`` for inference with gradients enabled, then put everything back.
 
     Inside, the model is in eval mode, its parameters require no gradient (all floating ones do
-    with ``weights``), and matrix products keep full float32 precision. Afterwards, also after an
+    with ``weights``), matrix products keep full float32 precision, and what torch.compile compiled
+    runs uncompiled, so that hooks see its layers. Afterwards, also after an
     exception, modes, flags, parameters, gradients, buffers, hooks, other attributes of modules,
     random states and backend settings are as they were. It keeps one copy of the weights: some
     models change them in ``forward`` (max-norm constraints).
@@ -38,6 +40,7 @@ def untouched(model: nn.Module, *, weights: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_random_states())
         stack.enter_context(precision.exact())
+        stack.enter_context(_eager())
         # Leaving inference mode also turns gradients on.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(_values(model))
@@ -47,6 +50,15 @@ def untouched(model: nn.Module, *, weights: bool = False) -> Iterator[None]:
         for weight in model.parameters():
             weight.requires_grad_(weights and weight.is_floating_point())
         yield
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Run compiled modules and functions as they were written."""
+    # Whatever is compiled has imported this; importing it only to say so would take seconds.
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager
@@ -115,8 +127,10 @@ def _gradients(model: nn.Module) -> Iterator[None]:
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors of one shape and type are equal, nan being equal to nan."""
+    if torch.equal(left, right):
+        return True
     both_nan = (left != left) & (right != right)
-    return torch.equal(left, right) or bool(((left == right) | both_nan).all())
+    return bool(((left == right) | both_nan).all())
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Time is counted back from the end of each sample: lag 0 is its last valid timest
 Shapes: B sample, T timestep.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -78,11 +79,18 @@ class _Heard:
 
     def __init__(self) -> None:
         self.layers: list[tuple[str, int]] = []
-        self.cells: dict[str, int] = {}
+        self.single: Counter[str] = Counter()
 
     def lengths(self) -> list[tuple[str, int]]:
-        """List every layer with a number of timesteps: a cell reads one with every call."""
-        return [*self.layers, *self.cells.items()]
+        """List every layer with a number of timesteps.
+
+        What reads one timestep with every call reads as many as it has calls; of such modules that
+        are called once, as many as there are side by side: weights that are not shared in time.
+        """
+        often = [(name, count) for name, count in self.single.items() if count > 1]
+        once = Counter(name.rpartition(".")[0] for name, count in self.single.items() if count == 1)
+        together = [*self.layers, *often, *once.items()]
+        return [(name or "the model", count) for name, count in together]
 
 
 @contextmanager
@@ -95,15 +103,16 @@ def _listening(model: nn.Module) -> Iterator[_Heard]:
             def listen(
                 module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name
             ) -> None:
-                label = name or "the model"
-                if isinstance(module, nn.RNNCellBase):
-                    heard.cells[label] = heard.cells.get(label, 0) + 1
-                    return
                 # What a causal convolution reads is padded, what it returns is not.
-                for value in ([*args, *kwargs.values()][:1], output):
-                    timesteps = _timesteps(module, tree_leaves(value, is_leaf=_packed)[0])
-                    if timesteps is not None:
-                        heard.layers.append((label, timesteps))
+                values = ([*args, *kwargs.values()][:1], output)
+                seen = [
+                    _timesteps(module, tree_leaves(value, is_leaf=_packed)[0]) for value in values
+                ]
+                stepwise = isinstance(module, nn.RNNBase) and set(seen) == {1}
+                if stepwise or isinstance(module, nn.RNNCellBase):
+                    heard.single[name] += 1
+                else:
+                    heard.layers += [(name, count) for count in seen if count is not None]
 
             handle = module.register_forward_hook(listen, with_kwargs=True)
             stack.callback(handle.remove)
@@ -241,10 +250,17 @@ def donated(sequences: Sequences, donors: Sequence[Sample]) -> list[Tensor]:
     return [torch.stack(column) for column in zip(*columns, strict=True)]
 
 
-def spliced(sequences: Sequences, donated: Sequence[Tensor], kept: int) -> Inputs:
-    """Keep the last ``kept`` valid timesteps of each sample; older ones come from its donor."""
+def spliced(
+    sequences: Sequences, donated: Sequence[Tensor], kept: int, until: int | None = None
+) -> Inputs:
+    """Keep the last ``kept`` valid timesteps of each sample; older ones come from its donor.
+
+    With ``until``, those from the lag ``until`` on are the sample's own again.
+    """
     steps_T = torch.arange(donated[0].shape[1])
     old_BT = steps_T < sequences.lengths[:, None] - kept
+    if until is not None:
+        old_BT &= steps_T >= sequences.lengths[:, None] - until
     tensors = []
     for own, other in zip(sequences.tensors(), donated, strict=True):
         old = old_BT.to(own.device).reshape(old_BT.shape + (1,) * (own.dim() - 2))

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analyzer.findings import Finding, Severity, verdict
-from reports.text import count, interval, number, quantity, sentence, shorten
+from reports.text import count, interval, number, quantity, sentence, shorten, tied
 
 ACTIONS = 4
 """How many actions stand on the first page."""
@@ -97,10 +97,10 @@ def _conclusion(worst: Severity, first: Finding | None) -> tuple[str, str]:
     if first is None:
         return "nothing was judged", "No finding was made. This is not a pass."
     if worst is Severity.PASS:
-        return first.message, "No diagnostic found a reason to act."
+        return tied(first.message), "No diagnostic found a reason to act."
     if worst is Severity.INFO:
         return "measured, not judged", "No limit applies: the measurements are below."
-    return first.message, sentence(first.meaning)
+    return tied(first.message), sentence(first.meaning)
 
 
 def actions(findings: Sequence[Finding]) -> list[dict[str, str]]:

@@ -10,13 +10,25 @@ import xarray as xr
 from analyzer import record as records
 from analyzer.findings import Finding, Severity
 from analyzer.limits import Limits
+from analyzer.rules.attribution import attribution
+from analyzer.rules.depth_contribution import depth_contribution
 from analyzer.rules.effective_field import effective_field
+from analyzer.rules.gates import gates
 from analyzer.rules.gradient_flow import gradient_flow
+from analyzer.rules.lag_profile import lag_profile
+from analyzer.rules.layer_conductance import layer_conductance
 from analyzer.rules.layers_or_time import layers_or_time
+from analyzer.rules.lyapunov import lyapunov
+from analyzer.rules.memory_capacity import memory_capacity
 from analyzer.rules.memory_horizon import memory_horizon
 from analyzer.rules.reach import reach
 from analyzer.rules.receptive_field import receptive_field
+from analyzer.rules.stacked_layers import stacked_layers
+from analyzer.rules.state_reach import state_reach
+from analyzer.rules.timestep_contribution import timestep_contribution
 from analyzer.rules.timestep_gradient import timestep_gradient
+from analyzer.rules.truncation import truncation
+from analyzer.rules.unproductive_depth import unproductive_depth
 
 Rule = Callable[[xr.Dataset, Limits], Iterator[Finding]]
 
@@ -26,6 +38,21 @@ RULES: dict[str, Rule] = {
     "memory_horizon": lambda trace, limits: memory_horizon(trace, limits.memory_horizon),
     "receptive_field": lambda trace, limits: receptive_field(trace, limits.receptive_field),
     "effective_field": lambda trace, limits: effective_field(trace, limits.effective_field),
+    "lag_profile": lambda trace, limits: lag_profile(trace, limits.lag_profile),
+    "state_reach": lambda trace, limits: state_reach(trace, limits.state_reach),
+    "attribution": lambda trace, limits: attribution(trace, limits.attribution),
+    "layer_conductance": lambda trace, limits: layer_conductance(trace, limits.layer_conductance),
+    "depth_contribution": lambda trace, limits: depth_contribution(
+        trace, limits.depth_contribution
+    ),
+    "stacked_layers": lambda trace, limits: stacked_layers(trace, limits.stacked_layers),
+    "gates": lambda trace, limits: gates(trace, limits.gates),
+    "lyapunov": lambda trace, limits: lyapunov(trace, limits.lyapunov),
+    "memory_capacity": lambda trace, limits: memory_capacity(trace, limits.memory_capacity),
+    "timestep_contribution": lambda trace, limits: timestep_contribution(
+        trace, limits.timestep_contribution
+    ),
+    "truncation": lambda trace, limits: truncation(trace, limits.truncation),
 }
 """Probe name -> the rule for its trace."""
 
@@ -35,6 +62,17 @@ TITLES = {
     "memory_horizon": "Memory horizon",
     "receptive_field": "Theoretical field",
     "effective_field": "Effective field",
+    "lag_profile": "Lags in use",
+    "state_reach": "State reach",
+    "attribution": "Attribution of the decision",
+    "layer_conductance": "Decision over depth",
+    "depth_contribution": "Contribution of every block",
+    "stacked_layers": "Stacked recurrent layers",
+    "gates": "Gates",
+    "lyapunov": "State stability",
+    "memory_capacity": "Linear memory capacity",
+    "timestep_contribution": "Timesteps that train",
+    "truncation": "Truncation",
 }
 """What the diagnostic of a probe that did not run is called."""
 
@@ -57,6 +95,7 @@ def judge(record: xr.DataTree, limits: Limits | None = None) -> list[Finding]:
     limits = limits or Limits()
     measured = records.measured(record)
     findings = [*reach(measured, limits), *layers_or_time(measured, limits.layers_or_time)]
+    findings += unproductive_depth(measured, limits)
     for name, trace in records.traces(record).items():
         if name in measured:
             findings += RULES[name](trace, limits)

@@ -8,6 +8,7 @@ import xarray as xr
 
 from analyzer.findings import Finding, Severity
 from analyzer.limits import GradientFlowLimits, source_of
+from analyzer.rules.gradient_noise import gradient_noise
 from analyzer.rules.verdicts import Estimate, at_most, listed
 from analyzer.statistics import bootstrap_interval
 
@@ -22,14 +23,14 @@ PAIRED = 64
 
 
 def gradient_flow(trace: xr.Dataset, limits: GradientFlowLimits) -> Iterator[Finding]:
-    """Judge numerical health, the trend of the gradient over depth, and what gets none.
+    """Judge numerical health, the trend of the gradient over depth, its noise, and what gets none.
 
     Parameters
     ----------
     trace : Dataset
         Measured by :class:`probes.gradient_flow.GradientFlow`.
     limits : GradientFlowLimits
-        ``warn_decades`` and ``fail_decades`` are used.
+        All are used.
 
     Yields
     ------
@@ -39,6 +40,7 @@ def gradient_flow(trace: xr.Dataset, limits: GradientFlowLimits) -> Iterator[Fin
     yield _numerical_health(trace)
     yield _over_depth(trace, limits)
     yield from _blocked(trace)
+    yield from gradient_noise(trace, limits)
     yield from _unused(trace)
 
 
@@ -221,25 +223,30 @@ def _blocked(trace: xr.Dataset) -> Iterator[Finding]:
 
 
 def _unused(trace: xr.Dataset) -> Iterator[Finding]:
-    """Name the parameters that get no gradient and the modules that nobody calls."""
-    parameters = _names(trace.attrs.get("without_gradient", ""))
-    modules = _names(trace.attrs.get("not_called", ""))
-    if parameters or modules:
-        parts = [f"{len(parameters)} parameters get no gradient: {listed(parameters)}"] * bool(
-            parameters
-        ) + [f"{len(modules)} modules are never called: {listed(modules)}"] * bool(modules)
+    """Name parameters without gradient, modules never called, and those that were not observed."""
+    kinds = {
+        "parameters get no gradient": _names(trace.attrs.get("without_gradient", "")),
+        "modules are never called": _names(trace.attrs.get("not_called", "")),
+        "layers are not called, but their weights are used": _names(
+            trace.attrs.get("not_observed", "")
+        ),
+    }
+    parts = [f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names]
+    where = tuple(name for names in kinds.values() for name in names)
+    if parts:
         yield Finding(
             code="unused-parts",
             probe=PROBE,
             severity=Severity.INFO,
             title="Unused parts",
             message="; ".join(parts),
-            meaning="They do not take part in this objective on these data; they are not measured.",
+            meaning="What gets no gradient or is not called takes no part in this objective on "
+            "these data; the outputs of layers that are not called are not measured.",
             action="If that is not intended, check the forward pass and which output is audited.",
-            value=float(len(parameters) + len(modules)),
+            value=float(len(where)),
             unit="parts",
             samples=trace.sizes["sample"],
-            where=tuple(parameters + modules),
+            where=where,
         )
 
 

@@ -1,6 +1,7 @@
 """Verdicts on how far back the output depends on its inputs."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from math import isnan
 
@@ -23,7 +24,7 @@ def memory_horizon(trace: xr.Dataset, limits: MemoryHorizonLimits) -> Iterator[F
     trace : Dataset
         Measured by :class:`probes.memory_horizon.MemoryHorizon`.
     limits : MemoryHorizonLimits
-        ``share``, ``required`` and ``min_samples`` are used.
+        All are used.
 
     Yields
     ------
@@ -82,12 +83,15 @@ def _horizon(trace: xr.Dataset, limits: MemoryHorizonLimits) -> Finding:
             action="Audit more samples, with targets if there are any.",
         )
     seen_to_end = horizon.high < length
+    coarse = functional_horizon(trace, replace(limits, share=limits.coarse))
+    at_coarse = f"{limits.coarse:.0%} horizon: {_censored(coarse, length)}"
     message = (
         f"the final output depends on inputs up to {horizon.value:g} timesteps back, of "
-        f"{length - 1}: replacing older ones costs less than {limits.share:.0%} of replacing all"
+        f"{length - 1}: replacing older ones costs less than {limits.share:.0%} of replacing all "
+        f"({at_coarse})"
         if seen_to_end
         else f"the final output depends on inputs {horizon.value:g} or more timesteps back, of "
-        f"{length - 1}"
+        f"{length - 1} ({at_coarse})"
     )
     severity, meaning, action = _judged(horizon, length, limits)
     return finding(
@@ -102,6 +106,11 @@ def _horizon(trace: xr.Dataset, limits: MemoryHorizonLimits) -> Finding:
         relation="" if isnan(limits.required) else ">=",
         limit_source="" if isnan(limits.required) else source_of(limits, "required"),
     )
+
+
+def _censored(horizon: Estimate, length: int) -> str:
+    """Write a horizon, with ">=" where the sequences may be too short to see it end."""
+    return f"{'' if horizon.high < length else '>= '}{horizon.value:g}"
 
 
 def _judged(

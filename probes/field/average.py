@@ -56,11 +56,12 @@ class Energies:
         From :data:`NORMALIZED_FROM` samples on each sample's map counts the same; fewer are
         weighted by their sums, which is the plain mean.
         """
-        shares_SP = np.stack(self.shares).astype(np.float64)
+        shares_SP = np.stack(self.shares)
         totals_S = np.array(self.totals) / max(self.totals)
         if self.count < NORMALIZED_FROM:
             weights_RS = weights_RS * totals_S
-        weights_RS = weights_RS / weights_RS.sum(axis=1, keepdims=True)
+        # Single precision halves the time; sums over positions are in double precision.
+        weights_RS = (weights_RS / weights_RS.sum(axis=1, keepdims=True)).astype(np.float32)
         rows = max(BLOCK // shares_SP.shape[1], 1)
         for start in range(0, len(weights_RS), rows):
             yield weights_RS[start : start + rows] @ shares_SP
@@ -82,6 +83,8 @@ class Average:
         Deviation along each axis; of the first half of the samples; of the energy.
     diameter, side50 : ndarray, shape (3,)
         Size, and the ends of its interval.
+    resampled : ndarray, shape (resamples, A)
+        Deviation of each resample; the same samples are drawn for every layer of as many samples.
     luo_size : float
         Side of as many positions as exceed 4.55 % of the maximum.
     gaussian : Gaussian
@@ -98,6 +101,7 @@ class Average:
     sigma_energy: Floats
     diameter: Floats
     side50: Floats
+    resampled: Floats
     luo_size: float
     gaussian: Gaussian
 
@@ -122,7 +126,7 @@ def average(energies: Energies, centre: Floats, resamples: int, seed: int) -> Av
     """
     axes, count = len(energies.shape), energies.count
     if not count:
-        return _undefined(energies.shape)
+        return _undefined(energies.shape, resamples)
     resampled = np.random.default_rng(seed).multinomial(count, [1 / count] * count, resamples)
     half = np.arange(count) < max(count // 2, 1)
     weights_RS = np.vstack([np.ones(count), half, resampled])
@@ -148,9 +152,30 @@ def average(energies: Energies, centre: Floats, resamples: int, seed: int) -> Av
         sigma_energy=sizes.deviations(share, axes),
         diameter=_with_interval(sizes.diameter(sigma_RA), count),
         side50=_with_interval(side_R, count),
+        resampled=sigma_RA[2:] if count > 1 else np.full((resamples, axes), np.nan),
         luo_size=sizes.luo_size(np.sqrt(share)),
         gaussian=sizes.fitted_gaussian(np.sqrt(share)),
     )
+
+
+def plain_sigma(energies: Energies) -> Floats:
+    """Deviation of the amplitude along each axis, without intervals.
+
+    Parameters
+    ----------
+    energies : Energies
+        Of one layer.
+
+    Returns
+    -------
+    ndarray, shape (A,)
+        Deviation [input position]; nan without a sample.
+    """
+    axes = len(energies.shape)
+    if not energies.count:
+        return np.full(axes, np.nan)
+    (energy_1P,) = energies.averages(np.ones((1, energies.count)))
+    return sizes.deviations(np.sqrt(energy_1P).reshape(energies.shape), axes)
 
 
 def _interval(values: Floats, count: int) -> tuple[Floats, Floats]:
@@ -166,8 +191,10 @@ def _with_interval(values: Floats, count: int) -> Floats:
     return np.array([values[0], *_interval(values, count)])
 
 
-def _undefined(shape: tuple[int, ...]) -> Average:
+def _undefined(shape: tuple[int, ...], resamples: int) -> Average:
     """Nothing was measured."""
     none, three = np.full(len(shape), np.nan), np.full(3, np.nan)
-    blank = np.full(shape, np.nan)
-    return Average(0, np.nan, blank, none, none, none, none, none, three, three, np.nan, Gaussian())
+    blank, rows = np.full(shape, np.nan), np.full((resamples, len(shape)), np.nan)
+    return Average(
+        *(0, np.nan, blank, none, none, none, none, none, three, three, rows, np.nan, Gaussian())
+    )

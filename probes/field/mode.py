@@ -24,6 +24,7 @@ from probes.field.memory import Fields
 from probes.field.operation import CLIPPED, EXTENDED, UNGATED, Operation, base_name
 from probes.field.recurrent import RECURRENT
 from probes.field.rules import fields_of
+from probes.field.shortcut import shortcut
 
 READINGS = (EXTENDED, UNGATED, CLIPPED)
 """What is worked out at the same time, in the order of :data:`Fields`."""
@@ -79,7 +80,7 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         shape = _first_shape(args)
-        result = func(*args, **kwargs)
+        result = shortcut(func, args, kwargs) or func(*args, **kwargs)
         if not self._paused and func.namespace != "prim":
             outs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
             if outs:

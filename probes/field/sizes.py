@@ -68,6 +68,55 @@ def diameter(sigma: Floats) -> Floats:
     return mean
 
 
+def elongation(sigma: Floats, resampled: Floats) -> Floats:
+    """How many times longer a field is along its longest axis than along its shortest.
+
+    Parameters
+    ----------
+    sigma : ndarray, shape (A,)
+        Deviations [position].
+    resampled : ndarray, shape (R, A)
+        Those of samples drawn again.
+
+    Returns
+    -------
+    ndarray, shape (3,)
+        Ratio and the ends of its 95 % interval; nan for one axis, or no map.
+    """
+    if len(sigma) < 2 or not (sigma > 0).all():
+        return np.full(3, nan)
+    longest, shortest = int(sigma.argmax()), int(sigma.argmin())
+    value = sigma[longest] / sigma[shortest]
+    if not len(resampled):
+        return np.array([value, nan, nan])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = resampled[:, longest] / resampled[:, shortest]
+    return np.array([value, *np.quantile(ratios, (0.025, 0.975))])
+
+
+def outside(share: Floats, start: Floats, stop: Floats) -> float:
+    """Share of a map outside of a box.
+
+    Parameters
+    ----------
+    share : ndarray, shape (*axes)
+        Of sum one.
+    start, stop : ndarray, shape (A,)
+        First and last position inside, along each axis; nan where there is none.
+
+    Returns
+    -------
+    float
+        nan where the map or the box is undefined.
+    """
+    if np.isnan(start).any() or np.isnan(stop).any():
+        return nan
+    box = tuple(slice(int(first), int(last) + 1) for first, last in zip(start, stop, strict=True))
+    rest = share.astype(np.float64)
+    rest[box] = np.where(np.isnan(rest[box]), nan, 0.0)
+    return float(rest.sum())
+
+
 def luo_size(field: Floats) -> float:
     """Side of the cube of as many positions as are above 4.55 % of the maximum.
 

@@ -213,7 +213,10 @@ def _locate(model: nn.Module, sample: _Sample, fake: FakeTensorMode | None) -> P
         return Place(leaf, tuple(axes[axis][1] for axis in found.axes if axes[axis][0] == leaf))
     if mode.convolutions:
         raise NotApplicable("no convolution reads the inputs position by position")
-    raise NotApplicable("the model has no convolution")
+    raise NotApplicable(
+        "the model has no convolution: only layers that slide over their input see just a part of "
+        "it"
+    )
 
 
 def _axes_of(field: Field, dims: Sequence[int]) -> list[int]:

@@ -44,6 +44,45 @@ class Adjoint(NamedTuple):
     """d / d(cell state before the first timestep), shape (B, H); only of an LSTM."""
 
 
+class Local(NamedTuple):
+    """What a scan backwards needs of what a layer computed."""
+
+    slopes: Tensor
+    """As in :class:`probes.recurrent.cells.Gates`, shape (T, B, K, H); used up by the scan."""
+    through: Tensor | None = None
+    """Likewise, shape (T, B, H)."""
+    carry: Tensor | None = None
+    """What passes the state straight on, shape (T, B, H): forget gate (LSTM), update gate (GRU)."""
+    unprojected: Tensor | None = None
+    """Hidden state before the projection of an LSTM that has one, shape (T, B, H)."""
+
+    @classmethod
+    def of(cls, kind: str, gates: Gates, weights: Weights) -> "Local":
+        """Pick it out of the gates of a layer."""
+        carry_TBH = gates.activations[:, :, 1] if kind in ("lstm", "gru") else None
+        unprojected_TBH = None
+        if weights.w_hr is not None and gates.cell is not None:
+            unprojected_TBH = gates.activations[:, :, 3] * gates.cell.tanh()
+        return cls(gates.slopes, gates.through, carry_TBH, unprojected_TBH)
+
+
+class Factor(NamedTuple):
+    """Gradient of one weight: outer products, summed over timesteps and samples."""
+
+    weight: str
+    """Name that torch gives it, without layer and direction: "weight_ih"."""
+    left: Tensor
+    """Gradient of what the weight adds to, shape (T, B, G)."""
+    right: Tensor | None
+    """What the weight is applied to, shape (T, B, I); None of a bias, where it is 1."""
+
+    def summed(self) -> Tensor:
+        """Gradient of the weight: (G, I), or (G,) of a bias."""
+        if self.right is None:
+            return self.left.sum((0, 1))
+        return self.left.flatten(0, 1).t() @ self.right.flatten(0, 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Scan:
     """One direction of a layer after its backward pass.
@@ -54,9 +93,9 @@ class Scan:
         "lstm", "gru", "rnn_tanh" or "rnn_relu".
     weights : Weights
         Of this layer and direction.
-    past : Past
-        What it read and returned.
-    gates : Gates
+    x, before : Tensor, shape (T, B, I), (T, B, P)
+        What it read, and the hidden state before every timestep.
+    local : Local
         What it computed; the slopes are used up.
     adjoint : Adjoint
         Gradients.
@@ -64,43 +103,41 @@ class Scan:
 
     kind: str
     weights: Weights
-    past: Past
-    gates: Gates
+    x: Tensor
+    before: Tensor
+    local: Local
     adjoint: Adjoint
 
     @cached_property
     def input_side(self) -> Tensor:
         """Gradient of W_ih x_t + b_ih, all gates; only in a GRU not that of the recurrent side."""
-        if self.kind != "gru" or self.gates.through is None:
+        if self.kind != "gru" or self.local.through is None:
             return self.adjoint.recurrent_side
         shared = 2 * self.adjoint.hidden.shape[-1]
-        candidate_TBH = self.adjoint.hidden * self.gates.through
+        candidate_TBH = self.adjoint.hidden * self.local.through
         return torch.cat([self.adjoint.recurrent_side[..., :shared], candidate_TBH], -1)
 
     def x_gradient(self) -> Tensor:
         """Gradient of the inputs: (T, B, I)."""
         return self.input_side @ self.weights.w_ih
 
-    def weight_gradients(self) -> list[Tensor]:
+    def factors(self) -> tuple[Factor, ...]:
         """Gradients of the weights that there are, in the order of torch."""
-        past, adjoint = self.past, self.adjoint
-        gradients = [
-            _summed_outer(self.input_side, past.x),
-            _summed_outer(adjoint.recurrent_side, past.before),
+        adjoint = self.adjoint
+        found = [
+            Factor("weight_ih", self.input_side, self.x),
+            Factor("weight_hh", adjoint.recurrent_side, self.before),
         ]
         if self.weights.b_ih is not None:
-            gradients.append(self.input_side.sum((0, 1)))
-            gradients.append(adjoint.recurrent_side.sum((0, 1)))
-        if self.weights.w_hr is not None and self.gates.cell is not None:
-            unprojected_TBH = self.gates.activations[:, :, 3] * self.gates.cell.tanh()
-            gradients.append(_summed_outer(adjoint.hidden, unprojected_TBH))
-        return gradients
+            found.append(Factor("bias_ih", self.input_side, None))
+            found.append(Factor("bias_hh", adjoint.recurrent_side, None))
+        if self.local.unprojected is not None:
+            found.append(Factor("weight_hr", adjoint.hidden, self.local.unprojected))
+        return tuple(found)
 
 
-def backpropagate(
-    kind: str, weights: Weights, past: Past, hidden_TBP: Tensor, cell_TBH: Tensor | None = None
-) -> Scan:
-    """Propagate what arrives from outside the layer back through its timesteps.
+def replay(kind: str, weights: Weights, past: Past) -> Gates:
+    """Compute the gates of a layer again from what it read and returned.
 
     Parameters
     ----------
@@ -110,6 +147,33 @@ def backpropagate(
         Of this layer and direction.
     past : Past
         What the layer read and returned.
+    """
+    if kind == "lstm":
+        assert past.c0 is not None
+        return lstm_gates(past.x, past.before, past.c0, weights)
+    if kind == "gru":
+        return gru_gates(past.x, past.before, weights)
+    relu = kind == "rnn_relu"
+    return rnn_gates(past.x, past.before, past.hidden, weights, relu=relu)
+
+
+def backpropagate(
+    kind: str,
+    weights: Weights,
+    local: Local,
+    hidden_TBP: Tensor,
+    cell_TBH: Tensor | None = None,
+) -> Adjoint:
+    """Propagate what arrives from outside the layer back through its timesteps.
+
+    Parameters
+    ----------
+    kind : str
+        "lstm", "gru", "rnn_tanh" or "rnn_relu".
+    weights : Weights
+        Of this layer and direction.
+    local : Local
+        What the layer computed; the slopes are overwritten.
     hidden_TBP : Tensor, shape (T, B, P)
         What arrives at every hidden state from the outputs and from the final state
         [loss / state]; overwritten with the total.
@@ -118,41 +182,32 @@ def backpropagate(
 
     Returns
     -------
-    Scan
+    Adjoint
         Totals [loss / state].
 
     References
     ----------
     .. [1] Werbos, Backpropagation through time: what it does and how to do it (1990).
     """
-    x_TBI, before_TBP, returned_TBP, c0_BH = past
     if kind == "lstm":
-        assert c0_BH is not None
         assert cell_TBH is not None
-        gates = lstm_gates(x_TBI, before_TBP, c0_BH, weights)
-        adjoint = _lstm(gates, weights, hidden_TBP, cell_TBH)
-    elif kind == "gru":
-        gates = gru_gates(x_TBI, before_TBP, weights)
-        adjoint = _gru(gates, weights, hidden_TBP)
-    else:
-        relu = kind == "rnn_relu"
-        gates = rnn_gates(x_TBI, before_TBP, returned_TBP, weights, relu=relu)
-        adjoint = _rnn(gates, weights, hidden_TBP)
-    return Scan(kind, weights, past, gates, adjoint)
+        return _lstm(local, weights, hidden_TBP, cell_TBH)
+    return (_gru if kind == "gru" else _rnn)(local, weights, hidden_TBP)
 
 
-def _lstm(gates: Gates, weights: Weights, hidden_TBP: Tensor, cell_TBH: Tensor) -> Adjoint:
+def _lstm(local: Local, weights: Weights, hidden_TBP: Tensor, cell_TBH: Tensor) -> Adjoint:
     """Scan an LSTM backwards."""
-    assert gates.through is not None
-    delta_TBG = gates.slopes.flatten(2)
-    forget_TBH = gates.activations[:, :, 1]
+    slopes_TBKH, through_TBH, forget_TBH, _ = local
+    assert through_TBH is not None
+    assert forget_TBH is not None
+    delta_TBG = slopes_TBKH.flatten(2)
     per_step = (
         hidden_TBP,
         cell_TBH,
-        gates.through,
+        through_TBH,
         forget_TBH,
-        gates.slopes[:, :, :3],
-        gates.slopes[:, :, 3],
+        slopes_TBKH[:, :, :3],
+        slopes_TBKH[:, :, 3],
         delta_TBG,
     )
     later: tuple[Tensor, Tensor, Tensor] | None = None
@@ -169,11 +224,12 @@ def _lstm(gates: Gates, weights: Weights, hidden_TBP: Tensor, cell_TBH: Tensor) 
     return Adjoint(hidden_TBP, cell_TBH, delta_TBG, h0_BP, cell_TBH[0] * forget_TBH[0])
 
 
-def _gru(gates: Gates, weights: Weights, hidden_TBH: Tensor) -> Adjoint:
+def _gru(local: Local, weights: Weights, hidden_TBH: Tensor) -> Adjoint:
     """Scan a GRU backwards; its update gate also carries the state straight on."""
-    delta_TBG = gates.slopes.flatten(2)
-    update_TBH = gates.activations[:, :, 1]
-    per_step = (hidden_TBH, gates.slopes, delta_TBG, update_TBH)
+    update_TBH = local.carry
+    assert update_TBH is not None
+    delta_TBG = local.slopes.flatten(2)
+    per_step = (hidden_TBH, local.slopes, delta_TBG, update_TBH)
     later: tuple[Tensor, Tensor, Tensor] | None = None
     for h_BH, slopes_BGH, delta_BG, update_BH in _backwards(per_step):
         if later is not None:
@@ -184,9 +240,9 @@ def _gru(gates: Gates, weights: Weights, hidden_TBH: Tensor) -> Adjoint:
     return Adjoint(hidden_TBH, None, delta_TBG, h0_BH)
 
 
-def _rnn(gates: Gates, weights: Weights, hidden_TBH: Tensor) -> Adjoint:
+def _rnn(local: Local, weights: Weights, hidden_TBH: Tensor) -> Adjoint:
     """Scan an Elman network backwards."""
-    delta_TBH = gates.slopes.flatten(2)
+    delta_TBH = local.slopes.flatten(2)
     later_BH: Tensor | None = None
     for h_BH, delta_BH in _backwards((hidden_TBH, delta_TBH)):
         if later_BH is not None:
@@ -198,8 +254,3 @@ def _rnn(gates: Gates, weights: Weights, hidden_TBH: Tensor) -> Adjoint:
 def _backwards(per_step: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
     """List views of every timestep, the last first; all at once, which is cheaper than indexing."""
     return [*zip(*(values.unbind(0) for values in per_step), strict=True)][::-1]
-
-
-def _summed_outer(left_TBG: Tensor, right_TBI: Tensor) -> Tensor:
-    """Sum of the outer products over timesteps and samples: (G, I)."""
-    return left_TBG.flatten(0, 1).t() @ right_TBI.flatten(0, 1)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from probes.recurrent.bptt import Adjoint, Past, Scan, backpropagate
+from probes.recurrent.bptt import Factor, Local, Past, Scan, backpropagate, replay
 from probes.recurrent.cells import Gates, Weights
+from probes.recurrent.chunks import Change, Chunks
 from probes.recurrent.clock import Clock
 from probes.recurrent.record import Measured, Recordings, Trajectory
 
@@ -94,38 +95,108 @@ class RecurrentLayer(torch.autograd.Function):
         # States copied: models keep theirs in buffers, and overwrite them before the backward pass.
         h0_DBP, c0_DBH = h0_DBP.clone(), None if c0_DBH is None else c0_DBH.clone()
         ctx.save_for_backward(x, h0_DBP, c0_DBH, outputs[0], *flat)
-        return outputs
+        return *outputs, anchor.new_zeros(())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Replay and scan each direction, leave the measurement, pass the gradients on."""
+        """Propagate back through each direction, and pass the gradients on."""
         plan: Plan = ctx.plan
         x, h0_DBP, c0_DBH, y, *flat = ctx.saved_tensors
         _, _, needs_x, _, _, *needs_weights = ctx.needs_input_grad
+        inside = _Inside(plan, x, y, h0_DBP, c0_DBH, flat, needs_x, any(needs_weights))
+        # The last one belongs to the pulse, and is always zero.
+        outside = _Arriving(*arriving[:-1])
+        through = _chunked if plan.recordings.chunking is not None else _whole
+        changes = [through(inside, direction, outside) for direction in range(len(plan.keys))]
         dx_TBI: Tensor | None = None
-        adjoints: list[Adjoint] = []
-        weight_gradients: list[Tensor] = []
-        for direction in range(len(plan.keys)):
-            past = _past(plan.clock, direction, x, y, h0_DBP, c0_DBH)
-            outside = _outside(plan.clock, direction, past, _Arriving(*arriving))
-            scan = backpropagate(plan.kind, plan.weights(flat, direction), past, *outside)
-            adjoints.append(scan.adjoint)
-            _leave(plan, direction, scan)
-            if needs_x:
-                part_TBI = plan.clock.turned(scan.x_gradient(), direction == 1)
+        for direction, change in enumerate(changes):
+            if change.x is not None:
+                part_TBI = plan.clock.turned(change.x, direction == 1)
                 dx_TBI = part_TBI if dx_TBI is None else dx_TBI.add_(part_TBI)
-            if any(needs_weights):
-                weight_gradients += scan.weight_gradients()
-        c0_gradients = [adjoint.c0 for adjoint in adjoints if adjoint.c0 is not None]
+        weights = [factor.summed() for change in changes for factor in change.factors]
         return (
             None,
             None,
             None if dx_TBI is None else plan.clock.packed(dx_TBI),
-            torch.stack([adjoint.h0 for adjoint in adjoints]),
-            torch.stack(c0_gradients) if c0_gradients else None,
-            *(weight_gradients or (None,) * len(flat)),
+            _stacked([change.h0 for change in changes], h0_DBP),
+            None if c0_DBH is None else _stacked([change.c0 for change in changes], c0_DBH),
+            *(weights if any(needs_weights) else (None,) * len(flat)),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Inside:
+    """What the forward pass of a layer left for its backward pass."""
+
+    plan: Plan
+    x: Tensor
+    y: Tensor
+    h0: Tensor
+    c0: Tensor | None
+    flat: Sequence[Tensor]
+    needs_x: bool
+    needs_weights: bool
+
+
+def _whole(inside: _Inside, direction: int, arriving: _Arriving) -> Change:
+    """Scan one direction over all timesteps, and leave the measurement."""
+    plan = inside.plan
+    past = _past(plan.clock, direction, inside.x, inside.y, inside.h0, inside.c0)
+    weights = plan.weights(inside.flat, direction)
+    gates = replay(plan.kind, weights, past)
+    local = Local.of(plan.kind, gates, weights)
+    outside = _outside(plan.clock, direction, past.hidden, past.c0, arriving)
+    adjoint = backpropagate(plan.kind, weights, local, *outside)
+    scan = Scan(plan.kind, weights, past.x, past.before, local, adjoint)
+    _leave(plan, direction, past, gates, scan)
+    return Change(
+        scan.x_gradient() if inside.needs_x else None,
+        adjoint.h0,
+        adjoint.c0,
+        scan.factors() if inside.needs_weights else (),
+    )
+
+
+def _chunked(inside: _Inside, direction: int, arriving: _Arriving) -> Change:
+    """Scan one direction in chunks, and hand over what that adds to the weights' gradients."""
+    plan, chunking = inside.plan, inside.plan.recordings.chunking
+    assert chunking is not None
+    key, clock = plan.keys[direction], plan.clock
+    if chunking.size == 1:
+        past = _past(clock, direction, inside.x, inside.y, inside.h0, inside.c0)
+        weights = plan.weights(inside.flat, direction)
+        local = Local.of(plan.kind, replay(plan.kind, weights, past), weights)
+        grid = chunking.offsets[key], chunking.begins[key]
+        chunks = chunking.chunks[key] = Chunks(plan.kind, weights, past, local, *grid)
+        outside = _outside(clock, direction, past.hidden, past.c0, arriving)
+        change = chunks.cut(*outside, needs_x=inside.needs_x)
+    else:
+        chunks = chunking.chunks[key]
+        hidden_TBP = cell_TBH = None
+        if any(gradient is not None for gradient in arriving):
+            past = chunks.past
+            hidden_TBP, cell_TBH = _outside(clock, direction, past.hidden, past.c0, arriving)
+        if arriving.c is None:
+            cell_TBH = None
+        change = chunks.join(chunking.size, hidden_TBP, cell_TBH, needs_x=inside.needs_x)
+    if change.factors:
+        chunking.receive(key, tuple(_of_samples(clock, factor) for factor in change.factors))
+    return change._replace(factors=())
+
+
+def _of_samples(clock: Clock, factor: Factor) -> Factor:
+    """Put the rows of a factor into the order of the samples."""
+    right = None if factor.right is None else clock.by_sample(factor.right, 1)
+    return factor._replace(left=clock.by_sample(factor.left, 1), right=right)
+
+
+def _stacked(gradients: Sequence[Tensor | None], like_DBH: Tensor) -> Tensor:
+    """Stack the gradients of all directions; zero where there is none."""
+    if all(gradient is None for gradient in gradients):
+        return torch.zeros_like(like_DBH)
+    zeros = torch.zeros_like(like_DBH[0])
+    return torch.stack([zeros if gradient is None else gradient for gradient in gradients])
 
 
 def _past(
@@ -144,43 +215,57 @@ def _past(
 
 
 def _outside(
-    clock: Clock, direction: int, past: Past, arriving: _Arriving
+    clock: Clock, direction: int, like_TBP: Tensor, c0_BH: Tensor | None, arriving: _Arriving
 ) -> tuple[Tensor, Tensor | None]:
     """Gradient that arrives at every hidden and cell state from outside, in memory of its own."""
-    last_B = clock.lengths().to(past.hidden.device) - 1
+    last_B = clock.lengths().to(like_TBP.device) - 1
     rows_B = torch.arange(clock.samples, device=last_B.device)
-    hidden_TBP = torch.zeros_like(past.hidden, memory_format=torch.contiguous_format)
+    hidden_TBP = torch.zeros_like(like_TBP, memory_format=torch.contiguous_format)
     if arriving.y is not None:
         units = hidden_TBP.shape[-1]
         own_TBP = clock.padded(arriving.y)[..., direction * units : (direction + 1) * units]
         hidden_TBP.copy_(clock.turned(own_TBP, direction == 1))
     if arriving.h is not None:
         hidden_TBP[last_B, rows_B] += arriving.h[direction]
-    if past.c0 is None:
+    if c0_BH is None:
         return hidden_TBP, None
-    cell_TBH = past.c0.new_zeros(clock.timesteps, *past.c0.shape)
+    cell_TBH = c0_BH.new_zeros(clock.timesteps, *c0_BH.shape)
     if arriving.c is not None:
         cell_TBH[last_B, rows_B] += arriving.c[direction]
     return hidden_TBP, cell_TBH
 
 
-def _leave(plan: Plan, direction: int, scan: Scan) -> None:
+def _leave(plan: Plan, direction: int, past: Past, gates: Gates, scan: Scan) -> None:
     """Deposit the measurement of one direction, in the order of the data and of the samples."""
 
     def ordered(values: Tensor) -> Tensor:
         # Detached: a recording that held the graph would be held by it in turn, for ever.
         return plan.clock.by_sample(plan.clock.turned(values, direction == 1), 1).detach()
 
-    adjoint = scan.adjoint
+    adjoint, keep = scan.adjoint, plan.recordings.keep
     measured = Measured(
         ordered(norms(adjoint.hidden)).cpu(),
         None if adjoint.cell is None else ordered(norms(adjoint.cell)).cpu(),
         ordered(norms(adjoint.recurrent_side)).cpu(),
-        ordered(norms(scan.past.hidden)).cpu(),
-        _residual(plan.clock, scan.gates, scan.past.hidden),
-        _trajectory(scan, ordered) if plan.recordings.keep == "all" else None,
+        ordered(norms(past.hidden)).cpu(),
+        _residual(plan.clock, gates, past.hidden),
+        _trajectory(past, gates, scan, ordered) if keep == "all" else None,
+        _factors(scan, ordered) if keep == "factors" else (),
     )
     plan.recordings.deposit(plan.keys[direction], measured)
+
+
+def _factors(scan: Scan, ordered: Callable[[Tensor], Tensor]) -> tuple[Factor, ...]:
+    """Put the factors of one direction in order; tensors that several share are put once."""
+    seen: dict[int, Tensor] = {}
+
+    def once(values: Tensor) -> Tensor:
+        return seen.setdefault(id(values), ordered(values))
+
+    return tuple(
+        Factor(weight, once(left), None if right is None else once(right))
+        for weight, left, right in scan.factors()
+    )
 
 
 def norms(values_TBH: Tensor) -> Tensor:
@@ -208,9 +293,11 @@ def _residual(clock: Clock, gates: Gates, hidden_TBP: Tensor) -> Tensor:
     return residual.cpu().double()
 
 
-def _trajectory(scan: Scan, ordered: Callable[[Tensor], Tensor]) -> Trajectory:
+def _trajectory(
+    past: Past, gates: Gates, scan: Scan, ordered: Callable[[Tensor], Tensor]
+) -> Trajectory:
     """Collect every tensor of one direction."""
-    past, gates, adjoint = scan.past, scan.gates, scan.adjoint
+    adjoint = scan.adjoint
     values = {
         "x": past.x,
         "before": past.before,

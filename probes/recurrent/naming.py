@@ -1,8 +1,10 @@
 """Which module a recurrent operation belongs to, told by the weights it is called with."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
+
+from probes.recurrent.record import Site
 
 
 class Names:
@@ -42,3 +44,20 @@ def recurrent_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Find torch's recurrent modules and cells by name."""
     kinds = (nn.RNNBase, nn.RNNCellBase)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def parameter_name(site: Site, weight: str, known: Collection[str]) -> str:
+    """Name a weight of a layer and direction as ``named_parameters()`` does.
+
+    Parameters
+    ----------
+    site : Site
+        Layer and direction.
+    weight : str
+        Its name without these, such as "weight_ih".
+    known : collection of str
+        Names of the parameters of the model. Cells do not number their layer.
+    """
+    prefix = f"{site.module}." if site.module else ""
+    numbered = f"{prefix}{weight}_l{site.layer}" + ("_reverse" if site.reverse else "")
+    return numbered if numbered in known else prefix + weight

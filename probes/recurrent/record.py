@@ -4,16 +4,19 @@ Shapes: as in :mod:`probes.recurrent.cells`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from probes.errors import AnalyzerError
+from probes.recurrent.bptt import Factor
+from probes.recurrent.chunks import Chunks, Receive
 
-Keep = Literal["norms", "all"]
-"""How much of a backward pass is kept: norms over units, or every tensor as well."""
+Keep = Literal["norms", "factors", "all"]
+"""How much of a backward pass is kept: norms over units, the factors of the weights' gradients as
+well, or every tensor."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class Measured(NamedTuple):
     """Largest difference of replayed and real hidden states, as a share of the largest [1]."""
     trajectory: Trajectory | None = None
     """Every tensor; only with ``keep="all"``, and where a gradient arrived at every call."""
+    factors: tuple[Factor, ...] = ()
+    """Gradients of the weights, in the order of the data; only with ``keep="factors"``."""
 
 
 class StateGradients(NamedTuple):
@@ -124,12 +129,33 @@ class StateGradients(NamedTuple):
     """Norms over units, in float64 on the CPU."""
 
 
+@dataclass(eq=False)
+class Chunking:
+    """Backward passes in chunks that double, while they run.
+
+    Parameters
+    ----------
+    receive : callable
+        Handed what each pass adds to the gradients of the weights.
+    offsets : sequence of int
+        Of every call and direction: where its first timestep is in the grid of chunks.
+    begins : sequence of bool
+        Of every call and direction: whether no timestep comes before.
+    """
+
+    receive: Receive
+    offsets: Sequence[int]
+    begins: Sequence[bool]
+    size: int = 1
+    chunks: dict[int, Chunks] = field(default_factory=dict)
+
+
 class Recordings:
     """The recurrent layers that ran, and what each backward pass through them leaves.
 
     Parameters
     ----------
-    keep : "norms" or "all"
+    keep : "norms", "factors" or "all"
         How much to keep of a backward pass.
 
     Attributes
@@ -137,18 +163,34 @@ class Recordings:
     anchor : Tensor
         A leaf that every recorded layer depends on with derivative zero: differentiating with
         respect to it runs through all of them and forms no other gradient.
+    pulses : dict
+        For every call of a layer a scalar that depends on the layer alone, with derivative zero:
+        a backward pass from these runs through the recurrent layers and what is between them.
+        Empty unless they are asked for, as they keep the graph alive: clear it after use.
+    chunking : Chunking or None
+        Set while backward passes are cut into chunks.
     """
 
     def __init__(self, keep: Keep = "norms") -> None:
         self.keep = keep
         self.anchor = torch.zeros((), requires_grad=True)
         self.segments: list[Segment] = []
+        self.pulses: dict[int, Tensor] | None = None
+        self.chunking: Chunking | None = None
         self._measured: dict[int, Measured] = {}
 
     def enter(self, segment: Segment) -> int:
         """Register a layer that ran; return the key to deposit its measurement under."""
         self.segments.append(segment)
         return len(self.segments) - 1
+
+    @property
+    def longest(self) -> int:
+        """Timesteps of the longest sequence."""
+        totals: dict[Site, int] = {}
+        for segment in self.segments:
+            totals[segment.site] = totals.get(segment.site, 0) + segment.timesteps
+        return max(totals.values())
 
     def deposit(self, key: int, measured: Measured) -> None:
         """Keep what the backward pass running now measured."""
@@ -210,6 +252,7 @@ def _joined(segments: list[Segment], measured: list[Measured | None]) -> StateGr
         torch.cat([part.state for part in parts]),
         torch.stack([part.residual for part in parts]).amax(),
         _trajectory(trajectories) if len(trajectories) == len(parts) else None,
+        _factors(parts),
     )
     lengths_B = torch.stack([segment.lengths for segment in segments]).sum(0)
     return StateGradients(first.site, first.units, first.cells, lengths_B, reached, joined)
@@ -227,6 +270,32 @@ def _without_gradient(segment: Segment, value: float) -> Measured:
 def _trajectory(parts: list[Trajectory]) -> Trajectory:
     """Join trajectories along time."""
     return Trajectory(*(_along_time(list(column)) for column in zip(*parts, strict=True)))  # type: ignore[arg-type]
+
+
+def _factors(parts: list[Measured]) -> tuple[Factor, ...]:
+    """Join factors along time; a call that no gradient arrived at adds nothing to the weights."""
+    known = next((part.factors for part in parts if part.factors), ())
+    if len(parts) == 1:
+        return known
+    factors = []
+    for index, like in enumerate(known):
+        own = [
+            part.factors[index] if part.factors else _nothing(like, len(part.hidden))
+            for part in parts
+        ]
+        right = _along_time([factor.right for factor in own])
+        factors.append(Factor(like.weight, torch.cat([factor.left for factor in own]), right))
+    return tuple(factors)
+
+
+def _nothing(like: Factor, timesteps: int) -> Factor:
+    """Fill in for a call that adds nothing to the gradient of a weight."""
+    left, right = (
+        None if values is None else values.new_zeros(timesteps, *values.shape[1:])
+        for values in (like.left, like.right)
+    )
+    assert left is not None
+    return Factor(like.weight, left, right)
 
 
 def _along_time(parts: Sequence[Tensor | None]) -> Tensor | None:

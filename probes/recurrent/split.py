@@ -36,7 +36,12 @@ _FORWARDS = {module.forward.__code__ for module in (nn.LSTM, nn.GRU, nn.RNN)}
 
 @contextmanager
 def recorded(
-    model: nn.Module, *, keep: Keep = "norms", weights: bool = False, required: bool = True
+    model: nn.Module,
+    *,
+    keep: Keep = "norms",
+    weights: bool = False,
+    required: bool = True,
+    pulses: bool = False,
 ) -> Iterator[Recordings]:
     """Record the recurrent layers that ``model`` runs inside the block.
 
@@ -47,12 +52,16 @@ def recorded(
     ----------
     model : Module
         Not modified. Gradients must be enabled, and the model in eval mode if it has dropout.
-    keep : "norms" or "all"
-        Whether a backward pass keeps norms over units only, or every state, gate and gradient.
+    keep : "norms", "factors" or "all"
+        Whether a backward pass keeps norms over units only, what the gradients of the weights are
+        made of as well, or every state, gate and gradient.
     weights : bool
         Whether the weights of the recurrent layers can be differentiated too, at extra cost.
     required : bool
         Whether it is an error that no recurrent layer runs.
+    pulses : bool
+        Whether backward passes are to begin at the recurrent layers themselves, as
+        :func:`probes.recurrent.truncate.truncated` needs.
 
     Yields
     ------
@@ -68,6 +77,7 @@ def recorded(
     """
     refuse_scripted(model)
     recordings = Recordings(keep)
+    recordings.pulses = {} if pulses else None
     with _Interception(model, recordings, weights):
         yield recordings
     if recordings.segments or not required:
@@ -256,10 +266,12 @@ class _Interception(TorchFunctionMode):
         plan = Plan(sites[0].kind, fused, clock, self._recordings, keys)
         if not self._weights:
             weights = [weight.detach() for weight in weights]
-        outputs: tuple[Tensor, ...] = RecurrentLayer.apply(  # type: ignore[no-untyped-call]
+        *outputs, pulse = RecurrentLayer.apply(  # type: ignore[no-untyped-call]
             plan, self._recordings.anchor, x, h0_DBP, c0_DBH, *weights
         )
-        return outputs
+        if self._recordings.pulses is not None:
+            self._recordings.pulses[keys[0]] = pulse
+        return tuple(outputs)
 
     def _admitted(
         self, kind: str, x: Tensor, weights: Sequence[Tensor], *, cell: bool = False

@@ -15,9 +15,20 @@ from reports.section import Section
 SECTIONS = (
     "gradient_flow",
     "timestep_gradient",
+    "timestep_contribution",
+    "truncation",
     "memory_horizon",
+    "lag_profile",
+    "state_reach",
+    "gates",
+    "lyapunov",
+    "memory_capacity",
+    "stacked_layers",
     "receptive_field",
     "effective_field",
+    "depth_contribution",
+    "attribution",
+    "layer_conductance",
 )
 """Probes in the order of their sections; each has a module of the same name in this folder."""
 

@@ -6,15 +6,19 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from analyzer.findings import Finding
 from analyzer.rules.gradient_flow import depth_decades, gradient_norm, weighted
-from reports.read import array, columns, names, spaced, words
-from reports.section import Plate, Section, Table, Tile
+from reports.figures.parameter_gradient import (
+    parameters,
+    relative_gradient,
+    sample_gradient,
+    tables,
+)
+from reports.read import array, columns, names, words
+from reports.section import Plate, Section, Tile
 from reports.style import (
     BLUE,
-    MUTED,
     TEAL,
     Values,
     bands,
@@ -26,9 +30,6 @@ from reports.style import (
     quantiles,
 )
 from reports.text import count, factor, interval, number, quantity, shorten
-
-_ROWS = 14
-_PARTS = ("gradient", "norm")
 
 
 def norms(trace: xr.Dataset) -> Values:
@@ -69,24 +70,6 @@ def _mark_zeros(ax: Axes, median: Values, color: str) -> None:
         note(ax, zeros[0], low, "  zero", color=color, va="bottom")
 
 
-def relative_gradient(trace: xr.Dataset) -> Values:
-    """Divide the gradient norm of every parameter tensor by the tensor's own norm."""
-    gradient, norm = (array(trace, f"parameter_{part}", "parameter") for part in _PARTS)
-    return np.asarray(gradient / np.where(norm > 0, norm, np.nan))
-
-
-def parameters(ax: Axes, trace: xr.Dataset) -> None:
-    """Draw the relative gradient of every parameter tensor, in the order of the model."""
-    relative = relative_gradient(trace)
-    ax.set_xlabel("Parameter tensor, in the order of the model")
-    ax.set_ylabel("Gradient / weight (norms)")
-    ax.set_xlim(-0.7, relative.size - 0.3)
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if log_axis(ax, relative):
-        size = 3.2 if relative.size < 100 else 1.8
-        ax.plot(np.where(relative > 0, relative, np.nan), "o", color=MUTED, ms=size, mew=0)
-
-
 def _draw_depth(figure: Figure, trace: xr.Dataset) -> None:
     """Lay out the figure of the gradient over depth."""
     by_layer(figure.subplots(), trace)
@@ -106,14 +89,16 @@ def section(trace: xr.Dataset, findings: Sequence[Finding]) -> Section:
     layers = names(trace)
     gradient = quantiles(norms(trace))
     output = quantiles(array(trace, "activation", "sample", "layer"))
+    gain = quantiles(array(trace, "gain", "sample", "layer"))
     return Section(
         tiles=_tiles(trace),
         plates=[_depth_plate(trace, gradient), _scales_plate(trace, output)],
-        tables=_tables(trace)[:1],
-        appendix=_tables(trace)[1:],
+        tables=tables(trace)[:1],
+        appendix=tables(trace)[1:],
         layers={
             "Kind": columns(layers, words(trace, "kind")),
             "Gradient norm": columns(layers, [number(value, 2) for value in gradient[50]]),
+            "Gain": columns(layers, [number(value, 2) for value in gain[50]]),
             "Activation (rms)": columns(layers, [number(value, 2) for value in output[50]]),
         },
     )
@@ -190,7 +175,7 @@ def _depth_alt(layers: list[str], median: Values) -> str:
 def _scales_plate(trace: xr.Dataset, spread: dict[int, Values]) -> Plate:
     """Word the figure of activations and parameter gradients."""
     relative, tensors = relative_gradient(trace), names(trace, "parameter")
-    known = relative[np.isfinite(relative)]
+    known, single = relative[np.isfinite(relative)], sample_gradient(trace)
     medians = spread[50][np.isfinite(spread[50])]
     lead = "No parameter has a gradient that can be set against its size."
     numbers = "No values."
@@ -215,27 +200,19 @@ def _scales_plate(trace: xr.Dataset, spread: dict[int, Values]) -> Plate:
         lambda figure: _draw_scales(figure, trace),
         lead=lead,
         body="a: root mean square of every layer's output, bands as above. b: norm of the "
-        "gradient of the mean loss divided by the norm of the tensor, one dot per tensor.",
-        alt="Two plots with logarithmic axes. " + left + numbers,
+        "gradient of the mean loss divided by the norm of the tensor, one dot per tensor"
+        + "; dashes: root mean square of the gradients of single samples instead, with its 95 % "
+        "interval" * bool(np.isfinite(single[0]).any()) + ".",
+        alt="Two plots with logarithmic axes. " + left + numbers + _single_alt(single[0]),
     )
 
 
-def _tables(trace: xr.Dataset) -> list[Table]:
-    """Tabulate the parameters: all in the body if they are few, else some, all in the appendix."""
-    tensors = names(trace, "parameter")
-    if not tensors:
-        return []
-    gradient, norm = (array(trace, f"parameter_{part}", "parameter") for part in _PARTS)
-    relative = relative_gradient(trace)
-    rows = [
-        (name, number(norm[i]), number(gradient[i]), number(relative[i]))
-        for i, name in enumerate(tensors)
-    ]
-    heads = ("Parameter", "Weight norm", "Gradient norm", "Gradient / weight")
-    align = ("name", "number", "number", "number")
-    whole = Table("All parameters.", heads, align, rows, "Gradient of the mean loss.")
-    if len(rows) <= _ROWS + 4:
-        return [whole]
-    some = [rows[i] for i in spaced(len(rows), _ROWS)]
-    title = f"{_ROWS} of {len(rows)} parameters, evenly spaced."
-    return [Table(title, heads, align, some, "All parameters are in the appendix."), whole]
+def _single_alt(values: Values) -> str:
+    """Describe the dashes of the figure of parameter gradients."""
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return ""
+    return (
+        f" Dashes of single samples from {number(known.min())} to {number(known.max())}, above "
+        "the dots."
+    )

@@ -124,7 +124,7 @@ def excess(ax: Axes, trace: xr.Dataset) -> None:
     if not found.relative:
         note(ax, 0.5, 0.88, "no horizon: the excess may be zero throughout", **_inside(ax))
     for share, color in zip(SHARES, (TEAL, ORANGE), strict=True):
-        _mark_horizon(ax, horizon(trace, share), share, color)
+        _mark_horizon(ax, horizon(trace, share), share, length, color)
 
 
 def _loss_axis(ax: Axes, found: Curve) -> None:
@@ -152,15 +152,16 @@ def _mark_length(ax: Axes, length: float) -> None:
         ax.axvline(length, color=INK, lw=0.8, ls=LIMIT)
 
 
-def _mark_horizon(ax: Axes, lag: float, share: float, color: str) -> None:
-    """Mark a horizon by a line down to the axis and its name."""
+def _mark_horizon(ax: Axes, lag: float, share: float, length: float, color: str) -> None:
+    """Mark a horizon by a line down to the axis and its name, on the side with room for it."""
     if np.isnan(lag):
         return
     ax.axvline(lag, color=color, lw=0.9, ls=(0, (4, 1.5)))
-    right = share == SHARES[1]
+    fine = share == SHARES[1]
+    right = fine and lag < 0.5 * length
     ax.annotate(
         f"{percent(share)} horizon: {number(lag)}",
-        (lag, 1),
+        (lag, 0.84 if fine and not right else 1),
         xycoords=ax.get_xaxis_transform(),
         xytext=(3 if right else -3, -1),
         textcoords="offset points",

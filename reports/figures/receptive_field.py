@@ -12,7 +12,6 @@ from analyzer.findings import Finding, Severity
 from reports.read import array, axes, columns, names, spaced, words
 from reports.section import Plate, Section, Table, Tile
 from reports.style import (
-    BLUE,
     HALO,
     INK,
     LIMIT,
@@ -57,13 +56,12 @@ def by_layer(ax: Axes, trace: xr.Dataset, marked: Sequence[str] = ()) -> None:
     _hatch(ax, beyond(trace))
     for axis, values, color in _lines(trace, size):
         x, y = _stairs(values)
-        ax.plot(x, y, color=color, lw=1.5, label=axis)
+        ax.plot(x, y, color=color, lw=1.5)
+        _name(ax, axis, values, color)
     for length in sorted({*whole[np.isfinite(whole)]}):
         ax.axhline(length, color=INK, lw=0.8, ls=LIMIT)
         note(ax, -0.6, length, f" input {number(length)}", va="bottom", path_effects=HALO)
     _mark(ax, trace, marked)
-    if len(ax.get_legend_handles_labels()[1]) > 1:
-        ax.legend(loc="lower right", ncols=3)
 
 
 def _scale(ax: Axes, size: Values, whole: Values) -> None:
@@ -78,12 +76,33 @@ def _scale(ax: Axes, size: Values, whole: Values) -> None:
 
 
 def _lines(trace: xr.Dataset, size: Values) -> list[tuple[str, Values, str]]:
-    """Return one line for all axes where they agree, else one per axis."""
-    if size.shape[1] == 0:
-        return []
-    if np.array_equal(size, np.repeat(size[:, :1], size.shape[1], axis=1), equal_nan=True):
-        return [("", size[:, 0], BLUE)]
-    return [(axis, size[:, i], SERIES[i % len(SERIES)]) for i, axis in enumerate(axes(trace))]
+    """Return one line for all axes that agree, unnamed if all of them do."""
+    groups: list[tuple[list[str], Values]] = []
+    for axis, values in zip(axes(trace), size.T, strict=True):
+        same = [names for names, drawn in groups if np.array_equal(drawn, values, equal_nan=True)]
+        if same:
+            same[0].append(axis)
+        else:
+            groups.append(([axis], values))
+    return [
+        (", ".join(named) if len(groups) > 1 else "", values, SERIES[i % len(SERIES)])
+        for i, (named, values) in enumerate(groups)
+    ]
+
+
+def _name(ax: Axes, axis: str, values: Values, color: str) -> None:
+    """Name a line at its end, above it."""
+    known = np.flatnonzero(np.isfinite(values))
+    if axis and known.size:
+        end = int(known[-1])
+        note(
+            *(ax, end + 0.4, values[end], axis),
+            ha="right",
+            va="bottom",
+            color=color,
+            fontweight=700,
+            path_effects=HALO,
+        )
 
 
 def _stairs(values: Values) -> tuple[Values, Values]:
@@ -233,6 +252,17 @@ def _alt(layers: list[str], size: Values, whole: str, over: NDArray[np.intp]) ->
     )
 
 
+def _telling(trace: xr.Dataset, texts: Sequence[str]) -> list[int]:
+    """Choose the layers of the table: those whose field is not that of the layer before."""
+    jump = array(trace, "jump", "layer", "axis")
+    said = [
+        (text, extent(step), reason)
+        for text, step, reason in zip(texts, jump, words(trace, "reason"), strict=True)
+    ]
+    changing = [i for i in range(len(said)) if i == 0 or said[i] != said[i - 1]]
+    return [changing[i] for i in spaced(len(changing), _ROWS)]
+
+
 def _table(trace: xr.Dataset) -> Table:
     """Tabulate the layers."""
     layers, kinds, reasons = names(trace), words(trace, "kind"), words(trace, "reason")
@@ -240,12 +270,14 @@ def _table(trace: xr.Dataset) -> Table:
     minimal, jump = (array(trace, name, "layer", "axis") for name in ("minimal", "jump"))
     rows = [
         (layers[i], kinds[i], texts[i], extent(minimal[i]), extent(jump[i]), reasons[i])
-        for i in spaced(len(layers), _ROWS)
+        for i in _telling(trace, texts)
     ]
     return Table(
         "Receptive field by layer.",
         ("Layer", "Kind", "Field", "Shortest path", "Step", "Reason"),
         ("name", "text", "number", "number", "number", "text"),
         rows,
-        "" if len(rows) == len(layers) else "All layers are in the appendix.",
+        ""
+        if len(rows) == len(layers)
+        else "Layers that change the field; all layers are in the appendix.",
     )

@@ -36,7 +36,7 @@ def test_undeclared_requirements_are_nan_and_not_overrides():
         ({"gradient_flo": {}}, "unknown limit group 'gradient_flo': did you mean gradient_flow?"),
         (
             {"gradient_flow": {"warn": 1}},
-            "unknown limit in gradient_flow 'warn': known: warn_decades, fail_decades",
+            "unknown limit in gradient_flow 'warn': known: warn_decades, fail_decades, min_samples",
         ),
         (
             {"gradient_flow": {"warn_decades": "4"}},

@@ -1,5 +1,6 @@
 """Measuring as a whole: what is refused, what is kept when a probe fails, what is recorded."""
 
+import re
 import sys
 import types
 from dataclasses import dataclass
@@ -60,7 +61,13 @@ def refusal(asked: Subject, **options) -> str:
 @pytest.mark.parametrize(
     ("kind", "outcome", "reason", "code", "severity"),
     [
-        ("bug", "error", "ZeroDivisionError: division by zero", "probe-error", Severity.ERROR),
+        (
+            "bug",
+            "error",
+            f"ZeroDivisionError: division by zero (in {__name__}.Raises.__call__, line 31)",
+            "probe-error",
+            Severity.ERROR,
+        ),
         ("ours", "error", "conv1 of shape (3,) is too small", "probe-error", Severity.ERROR),
         (
             "none",
@@ -80,6 +87,24 @@ def test_a_probe_that_fails_costs_only_itself(kind, outcome, reason, code, sever
     assert list(records.measured(record)) == ["gradient_flow"]
     (finding,) = (f for f in judge(record) if f.probe == "raises")
     assert (finding.code, finding.severity, finding.message) == (code, severity, reason)
+
+
+def test_a_failure_in_the_code_of_the_model_says_where():
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.calls = [0]  # plain numbers are put back with the model
+
+        def forward(self, x):
+            self.calls[0] += 1
+            return x @ self.weight[: 3 if self.calls[0] == 1 else 2]
+
+    record = measure(subject(Broken(), loss=None), ["gradient_flow"])
+    reason = records.traces(record)["gradient_flow"].attrs["reason"]
+    assert reason.startswith("RuntimeError: size mismatch")
+    assert "(in probes." in reason
+    assert re.search(r", called from .*Broken\.forward, line \d+\)$", reason)
 
 
 def test_the_record_says_what_was_measured():

@@ -60,6 +60,8 @@ def test_weights_and_data_are_those_of_the_files(spec):
     assert torch.equal(loaded.subject.model.weight, state["weight"])
     assert loaded.provenance["checkpoint"] == "best.pt"
     assert len(loaded.provenance["checkpoint_sha256"]) == 64
+    assert loaded.provenance["model"] == "net.py:net"
+    assert loaded.provenance["data"] == "data.npz"
 
 
 def test_precision_and_arguments(spec):

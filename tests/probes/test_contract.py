@@ -143,6 +143,17 @@ MEASURED = {
     "memory_horizon": {"signals", "lstm", "tagger", "hybrid"},
     "receptive_field": {"images", "signals", "hybrid"},
     "effective_field": {"images", "signals", "hybrid"},
+    "lag_profile": {"signals", "lstm", "tagger", "hybrid"},
+    "state_reach": {"lstm", "tagger", "hybrid"},
+    "attribution": {"images", "signals", "lstm", "tagger", "hybrid"},
+    "layer_conductance": {*ZOO},
+    "gates": {"lstm", "tagger", "hybrid"},
+    "lyapunov": {"lstm", "tagger", "hybrid"},
+    "memory_capacity": {"lstm", "tagger", "hybrid"},
+    "depth_contribution": {"images", "signals", "hybrid", "features"},
+    "stacked_layers": {"lstm"},
+    "timestep_contribution": {"lstm", "tagger", "hybrid"},
+    "truncation": {"lstm", "tagger", "hybrid"},
 }
 """Which networks each probe measures; a new probe is added here."""
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from probes.base import Batch, Subject
 from probes.effective_field import EffectiveField, evenly
-from probes.errors import NotApplicable
+from probes.errors import AnalyzerError, NotApplicable
 
 QUICK = EffectiveField(resamples=20)
 
@@ -173,7 +173,17 @@ def test_from_four_samples_on_each_counts_the_same():
     maps /= maps.sum((1, 2), keepdims=True)
     trace = QUICK(Subject(model, [x[:1], x[1:]]))
     np.testing.assert_allclose(last(trace)["energy"], maps.mean(0), rtol=1e-5, atol=1e-12)
-    assert trace.attrs == {"samples": 5, "layers_total": 3, "sample_weights": "equal"}
+    assert trace.attrs == {
+        "samples": 5,
+        "layers_total": 3,
+        "layers_measured": 3,
+        "sample_weights": "equal",
+        "null_samples": 2,
+        "null_kept": "",
+        "null_absent": "",
+        "recurrent": "",
+        "global_statistics": "",
+    }
 
 
 def test_operations_in_place_after_the_convolution_do_not_matter():
@@ -277,6 +287,7 @@ def test_hybrids_are_measured_through_the_convolutions():
     trace = QUICK(Subject(model, [torch.rand(2, 21, 1)]))
     assert trace["layer"].to_numpy().tolist() == ["conv"]
     assert float(last(trace)["sigma"][0]) == pytest.approx(np.sqrt(2))
+    assert trace.attrs["recurrent"] == "lstm"
 
 
 def test_frames_folded_into_the_batch_are_measured_one_sample_at_a_time():
@@ -315,12 +326,13 @@ def test_every_call_of_a_shared_convolution_is_a_layer():
     assert trace["sigma"].to_numpy()[:, 0] ** 2 == pytest.approx([8 / 12, 16 / 12, 24 / 12])
 
 
-def test_layers_are_chosen_evenly():
-    trace = EffectiveField(max_layers=4, resamples=5)(
-        Subject(uniform(10, 3), [torch.zeros(1, 1, 9, 9, dtype=torch.float64)])
-    )
+def test_layers_of_deep_networks_are_chosen_evenly():
+    subject = Subject(uniform(10, 3), [torch.zeros(1, 1, 9, 9, dtype=torch.float64)])
+    trace = EffectiveField(max_layers=9, deep_layers=4, resamples=5)(subject)
     assert trace["layer"].to_numpy().tolist() == ["0", "3", "6", "9"]
-    assert trace.attrs["layers_total"] == 10
+    assert trace["number"].to_numpy().tolist() == [1, 4, 7, 10]
+    assert (trace.attrs["layers_measured"], trace.attrs["layers_total"]) == (4, 10)
+    assert EffectiveField(max_layers=10, deep_layers=4)(subject).sizes["layer"] == 10
     assert evenly([*"abc"], 1) == ["c"]
     assert evenly([*"abc"], 2) == ["a", "c"]
     assert evenly([*"abc"], 9) == ["a", "b", "c"]
@@ -337,8 +349,22 @@ def test_rounds_and_chunks_do_not_matter(monkeypatch):
     done = []
     parts = measure(chunk=1)(subject, lambda *progress: done.append(progress))
     xr.testing.assert_allclose(whole, parts, rtol=1e-6)
-    assert done == [(count, 5) for count in range(1, 6)]
+    assert done == [(count, 20) for count in range(1, 21)]
     assert whole.attrs["samples"] == 6
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"samples": 0}, "effective_field.samples is less than 1"),
+        ({"deep_layers": 0}, "effective_field.deep_layers is less than 1"),
+        ({"null_seeds": -1}, "effective_field.null_seeds is negative"),
+    ],
+)
+def test_settings_out_of_bounds_are_errors(setting, message):
+    with pytest.raises(AnalyzerError) as raised:
+        EffectiveField(**setting)
+    assert str(raised.value) == message
 
 
 def test_samples_of_another_shape_are_left_out():

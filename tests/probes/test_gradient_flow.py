@@ -509,3 +509,139 @@ def test_progress_is_reported() -> None:
     subject = Subject(nn.Linear(2, 1), [torch.ones(1, 2)] * 3)
     GradientFlow()(subject, lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+class Chain(nn.Module):
+    """Convolutions and an in-place activation, in ways that a subclass changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(3, 3, 3, stride=2)
+        )
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.body(x).mean((2, 3)))
+        return y
+
+
+def compiled_part(model: Chain) -> None:
+    model.body = torch.compile(model.body, backend="aot_eager")
+
+
+def compiled_in_place(model: Chain) -> None:
+    model.body.compile(backend="aot_eager")
+
+
+def parallel_part(model: Chain) -> None:
+    model.body = nn.DataParallel(model.body)
+
+
+def channels_last(model: Chain) -> None:
+    model.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("change", [compiled_part, compiled_in_place, parallel_part, channels_last])
+def test_however_a_part_of_a_model_is_run_its_layers_are_measured(change: Any) -> None:
+    model = Chain().double()
+    x, y = double(5, 2, 6, 7), torch.tensor([0, 3, 2, 1, 1])
+    expected = measured(model, [(x, y)], "cross_entropy")
+    change(model)
+    if change is channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    # Compiled before it is measured: what is compiled by then sees no hook set later.
+    functional.cross_entropy(model(x), y).backward()
+    found = measured(model, [(x, y)], "cross_entropy")
+    assert found.attrs["not_called"] == ""
+    assert found.sizes == expected.sizes
+    for name, values in expected.data_vars.items():
+        np.testing.assert_allclose(found[name].to_numpy(), values.to_numpy(), rtol=1e-12)
+
+
+class Functional(Chain):
+    """Uses the weights of a layer without calling it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, relu, last = self.body
+        h = last(relu(functional.conv2d(x, first.weight, first.bias, padding=1)))
+        return functional.linear(h.mean((2, 3)), self.head.weight, self.head.bias)
+
+
+def test_layers_whose_weights_are_used_without_calling_them_are_not_idle() -> None:
+    model = Chain().double()
+    x, y = double(5, 2, 6, 7), torch.tensor([0, 3, 2, 1, 1])
+    expected = measured(model, [(x, y)], "cross_entropy")
+    model.__class__ = Functional
+    found = measured(model, [(x, y)], "cross_entropy")
+    assert found["layer"].to_numpy().tolist() == ["body.1", "body.2"]
+    assert found.attrs["not_called"] == ""
+    assert found.attrs["not_observed"] == "body.0, head"
+    for name in ("parameter_gradient", "parameter_gradient_per_sample"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-12)
+    for name in ("activation_gradient", "gain"):
+        same = expected[name].sel(layer=found["layer"])
+        np.testing.assert_allclose(found[name], same, rtol=1e-12)
+
+
+def test_the_gain_is_that_of_the_layer_alone() -> None:
+    class Skip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(2, 2, 3, padding=1)
+            self.same = nn.Linear(6, 6)
+            self.table = nn.Parameter(torch.ones(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.conv(x)
+            h = h + self.same(h).sin() * self.table
+            y: Tensor = self.same(h)
+            return y.tanh().sum((1, 2))
+
+    model = Skip().double()
+    x = double(4, 2, 6)
+    trace = measured(model, [x], lambda out, _: out)
+    for sample in range(4):
+        leaves = []
+
+        def keep(_module: nn.Module, args: Any, seen: list[Tensor] = leaves) -> Any:
+            # A copy of the input, which only this layer reads.
+            seen.append(args[0].clone())
+            seen[-1].retain_grad()
+            return seen[-1]
+
+        def kept(_module: nn.Module, _args: Any, out: Tensor, seen: list[Tensor] = leaves) -> None:
+            seen.append(out)
+            out.retain_grad()
+
+        handles = [part.register_forward_pre_hook(keep) for part in (model.conv, model.same)]
+        handles += [part.register_forward_hook(kept) for part in (model.conv, model.same)]
+        model(x[sample : sample + 1].clone().requires_grad_()).sum().backward()
+        for handle in handles:
+            handle.remove()
+        before, after = ([float(v.grad.norm()) for v in leaves[i::2]] for i in (0, 1))
+        row = trace["gain"].isel(sample=sample)
+        expected = [a / b for a, b in zip(before, after, strict=True)]
+        assert row.to_numpy() == pytest.approx(expected, rel=1e-12)
+    assert trace["layer"].to_numpy().tolist() == ["conv", "same", "same#2"]
+
+
+def test_layers_without_weights_have_no_gain() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)).double()
+    gain = measured(model, [double(3, 2)])["gain"]
+    assert np.isnan(gain.sel(layer="1")).all()
+    assert np.isfinite(gain.sel(layer=["0", "2"])).all()
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1e20])
+def test_values_beyond_the_range_of_their_squares_are_measured(scale: float) -> None:
+    model = nn.Sequential(nn.Identity(), nn.Linear(2, 2))
+    x = torch.tensor([[1.0, -3.0], [0.0, 0.0], [0.5, 2.0]])
+    trace = measured(model, [x * scale], lambda out, _: out.sum(1) * scale)
+    expected = x.double().square().mean(1).sqrt().numpy()
+    assert trace["activation"].sel(layer="0").to_numpy() / scale == pytest.approx(expected)
+    gradient = float(model[1].weight.detach().double().sum(0).square().mean().sqrt())
+    assert trace["activation_gradient"].sel(layer="0").to_numpy() / scale == pytest.approx(
+        [gradient] * 3
+    )

@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from analyzer.statistics import horizon, horizon_interval, relative_excess
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError, NotApplicable
-from probes.memory_horizon import MemoryHorizon, donors_of, grid
+from probes.memory_horizon import MemoryHorizon
+from probes.replacement import donors_of, grid
 
 
 def double(*shape: int) -> Tensor:
@@ -444,10 +445,10 @@ def error(model: nn.Module, batches: Any, probe: MemoryHorizon, **rest: Any) -> 
 def test_settings_and_lengths_that_make_no_sense_are_refused() -> None:
     model, x = Fir([1.0]), double(2, 1, 5)
     assert error(model, [x], MemoryHorizon(points=2)) == (
-        "memory_horizon needs points >= 3 and donors >= 1: they are 2 and 1"
+        "memory_horizon needs points >= 3, donors >= 1 and samples >= 2: they are 2, 1 and 1024"
     )
     assert error(model, [x], MemoryHorizon(donors=0)) == (
-        "memory_horizon needs points >= 3 and donors >= 1: they are 24 and 0"
+        "memory_horizon needs points >= 3, donors >= 1 and samples >= 2: they are 24, 0 and 1024"
     )
     assert error(model, [x], MemoryHorizon(), time_axis=3) == (
         "time_axis is 3, but the inputs have 3 axes: (2, 1, 5)"
@@ -492,6 +493,15 @@ def test_several_donors_are_averaged() -> None:
     assert two["excess_loss"].sel(kept=1).to_numpy() == pytest.approx(
         ((change[0] + change[1]) / 2).numpy()
     )
+
+
+def test_batches_are_measured_until_there_are_enough_samples() -> None:
+    x = double(20, 1, 5)
+    batches = [x[:6], x[6:12], x[12:]]
+    few = MemoryHorizon(samples=7)(Subject(Fir([1.0]), batches))
+    alone = MemoryHorizon()(Subject(Fir([1.0]), batches[:2]))
+    xr.testing.assert_identical(few, alone)
+    assert few.sizes["sample"] == 12
 
 
 def test_the_seed_chooses_the_donors() -> None:

@@ -422,7 +422,10 @@ def test_the_mode_of_the_model_does_not_matter():
 def test_no_convolution_is_not_applicable():
     with pytest.raises(NotApplicable) as raised:
         measure(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), torch.rand(4, 3))
-    assert str(raised.value) == "the model has no convolution"
+    assert str(raised.value) == (
+        "the model has no convolution: only layers that slide over their input see just a part of "
+        "it"
+    )
 
 
 def test_a_convolution_of_constants_is_not_applicable():

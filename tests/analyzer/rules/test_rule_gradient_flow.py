@@ -157,6 +157,12 @@ def test_unused_parts_are_listed():
     assert finding.where == ("head.weight", "head.bias", "head")
 
 
+def test_layers_that_are_used_without_being_called_are_not_unused():
+    finding = found(trace(chain(0.0), not_observed="head"), "unused-parts")
+    assert finding.message == "1 layers are not called, but their weights are used: head"
+    assert finding.where == ("head",)
+
+
 def test_a_deep_network_is_judged_on_evenly_spaced_layers():
     estimate = depth_decades(trace(chain(2.5, layers=1001, samples=3)))
     assert estimate.value == pytest.approx(2.5, abs=1e-9)

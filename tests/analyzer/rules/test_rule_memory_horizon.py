@@ -45,14 +45,23 @@ def test_without_a_requirement_it_is_reported():
     assert finding.severity is Severity.INFO
     assert finding.message == (
         "the final output depends on inputs up to 8 timesteps back, of 49: replacing older ones "
-        "costs less than 1% of replacing all"
+        "costs less than 1% of replacing all (5% horizon: 8)"
     )
+
+
+def test_the_coarse_horizon_is_told_too():
+    dataset = trace(8)
+    dataset["excess_loss"][:, KEPT == 8] *= 0.03
+    finding = judged(dataset)
+    assert finding.value == 8
+    assert "(5% horizon: 4)" in finding.message
+    assert "(20% horizon: 4)" in judged(dataset, coarse=0.2).message
 
 
 def test_a_horizon_beyond_the_sequence_is_censored():
     finding = judged(trace(49))
     assert finding.message == (
-        "the final output depends on inputs 32 or more timesteps back, of 49"
+        "the final output depends on inputs 32 or more timesteps back, of 49 (5% horizon: >= 32)"
     )
     assert finding.meaning.startswith("The sequences are too short to see it end.")
     assert finding.high == LENGTH

@@ -13,6 +13,9 @@ import xarray as xr
 import zoo
 from torch import nn
 
+from analyzer.findings import Finding
+from analyzer.limits import ReceptiveFieldLimits
+from analyzer.rules.receptive_field import receptive_field
 from probes.base import Subject
 from probes.receptive_field import ReceptiveField
 
@@ -68,6 +71,8 @@ def test_resnet_stages(name):
 
 
 FINAL = {
+    "vgg11": (lambda: zoo.vgg16(counts=(1, 1, 2, 2, 2))[:-3], IMAGE, [150, 150]),
+    "densenet121": (zoo.densenet121, IMAGE, [2071, 2071]),
     "mobilenet v1": (zoo.mobilenet_v1, IMAGE, [315, 315]),
     "inception v3": (zoo.inception_v3, (3, 299, 299), [1311, 1311]),
     "wide resnet 16": (
@@ -88,6 +93,14 @@ def test_last_field(name):
     make, shape, expected = FINAL[name]
     trace = measure(make(), shape)
     assert largest(trace) == expected
+
+
+def test_efficientnet_sees_everything_through_its_gates():
+    trace = measure(zoo.efficientnet_b0(), IMAGE)
+    last = trace.isel(layer=int(np.flatnonzero(trace["kind"].str.startswith("Conv"))[-1]))
+    assert str(last["status"].item()) == "WHOLE_INPUT"
+    assert last["size"].to_numpy().tolist() == [224, 224]
+    assert last["size_without_gates"].to_numpy().tolist() == [851, 851]
 
 
 def test_attacut():
@@ -125,13 +138,40 @@ def test_minimal_fields_of_resnet18():
 
 @pytest.mark.parametrize(
     ("make", "size", "expected"),
-    [(zoo.vgg16, 32, 7), (zoo.mobilenet_v1, 224, 3)],
-    ids=["vgg16", "mobilenet"],
+    [
+        (zoo.vgg16, 32, 7),
+        (zoo.resnet18, 32, 3),
+        (zoo.resnet50, 32, 8),
+        (zoo.mobilenet_v1, 224, 3),
+    ],
+    ids=["vgg16", "resnet18", "resnet50", "mobilenet"],
 )
 def test_unproductive_convolutions(make, size, expected):
-    trace = convolutions(measure(make(), (3, size, size)))
-    covered = (trace["minimal_input"] >= trace["input_size"]).all("axis")
-    assert int(covered.sum()) == expected
+    unproductive = judged(measure(make(), (3, size, size)), "unproductive-layers")
+    assert unproductive.value == expected
+    assert len(unproductive.where) == expected
+
+
+def judged(trace: xr.Dataset, code: str) -> Finding:
+    findings = receptive_field(trace, ReceptiveFieldLimits())
+    return next(finding for finding in findings if finding.code == code)
+
+
+def test_convolutions_wider_than_their_map():
+    """The border rule of rfa_toolbox counts these too: on the 2x2 and 1x1 maps of ResNet-18."""
+    assert judged(measure(zoo.resnet18(), (3, 32, 32)), "window-wider-than-map").value == 7
+
+
+def test_inputs_that_use_all_of_a_network():
+    """One position more than told is enough, the number told is not."""
+    needed = int(measure(zoo.vgg16(), (3, 32, 32))["minimal_input"].sel(layer="28")[0])
+    meaning = judged(measure(zoo.vgg16(), (3, 32, 32)), "unproductive-layers").meaning
+    assert f"more than {needed} x {needed} positions" in meaning
+    found = [
+        judged(measure(zoo.vgg16(), (3, size, size)), "unproductive-layers").value
+        for size in (needed, needed + 1)
+    ]
+    assert found == [1, 0]
 
 
 def test_the_field_of_the_centre_of_an_even_map_is_beside_the_centre():

@@ -56,10 +56,10 @@ def alexnet() -> nn.Sequential:
     )
 
 
-def vgg16(classes: int = 10) -> nn.Sequential:
+def vgg16(classes: int = 10, counts=(2, 2, 3, 3, 3)) -> nn.Sequential:
     layers: list[nn.Module] = []
     before = 3
-    for count in (2, 2, 3, 3, 3):
+    for count in counts:
         for _ in range(count):
             layers += [nn.Conv2d(before, WIDTH, 3, padding=1), nn.ReLU(inplace=True)]
             before = WIDTH
@@ -312,7 +312,7 @@ def tcn(levels: int = 8, kernel: int = 3) -> nn.Sequential:
 
 
 def resnet3d18() -> nn.Sequential:
-    """Video ResNet: three-dimensional everywhere, no pooling in the stem."""
+    """Build a video ResNet: three-dimensional everywhere, no pooling in the stem."""
     layers: list[nn.Module] = [unit(3, WIDTH, (3, 7, 7), (1, 2, 2), conv=nn.Conv3d)]
     before = WIDTH
     for stage in range(4):
@@ -320,6 +320,29 @@ def resnet3d18() -> nn.Sequential:
         layers.append(basic(before, after, 2 if stage else 1, nn.Conv3d))
         layers.append(basic(after, after, 1, nn.Conv3d))
         before = after
+    return nn.Sequential(*layers)
+
+
+class DenseLayer(nn.Module):
+    """Bottleneck whose output is appended to its input."""
+
+    def __init__(self, before: int, growth: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(unit(before, WIDTH, 1), unit(WIDTH, growth, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.body(x)], 1)
+
+
+def densenet121(growth: int = 2) -> nn.Sequential:
+    layers: list[nn.Module] = [unit(3, WIDTH, 7, 2), nn.MaxPool2d(3, 2, 1)]
+    before = WIDTH
+    for stage, count in enumerate((6, 12, 24, 16)):
+        if stage:
+            layers += [unit(before, WIDTH, 1), nn.AvgPool2d(2)]
+            before = WIDTH
+        layers += [DenseLayer(before + growth * index, growth) for index in range(count)]
+        before += growth * count
     return nn.Sequential(*layers)
 
 
@@ -351,3 +374,34 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pooled = functional.adaptive_avg_pool2d(x, 1)
         return x * torch.sigmoid(self.excite(functional.relu(self.squeeze(pooled))))
+
+
+class Inverted(nn.Module):
+    """Inverted residual block of EfficientNet: expand, depthwise, squeeze-excite, project."""
+
+    def __init__(self, before: int, after: int, kernel: int, stride: int, expand: bool) -> None:
+        super().__init__()
+        inner = 2 * before if expand else before
+        self.body = nn.Sequential(
+            unit(before, inner, 1) if expand else nn.Identity(),
+            unit(inner, inner, kernel, stride, groups=inner),
+            SqueezeExcite(inner),
+            unit(inner, after, 1)[:2],
+        )
+        self.same = stride == 1 and before == after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.same else self.body(x)
+
+
+def efficientnet_b0() -> nn.Sequential:
+    layers: list[nn.Module] = [unit(3, WIDTH, 3, 2)]
+    stages = ((1, 3, 1), (2, 3, 2), (2, 5, 2), (3, 3, 2), (3, 5, 1), (4, 5, 2), (1, 3, 1))
+    before = WIDTH
+    for index, (count, kernel, stride) in enumerate(stages):
+        after = WIDTH + index
+        for block in range(count):
+            steps = 1 if block else stride
+            layers.append(Inverted(after if block else before, after, kernel, steps, index > 0))
+        before = after
+    return nn.Sequential(*layers, unit(before, WIDTH, 1))

@@ -1,0 +1,1 @@
+"""Blocks of a network that can be left out, found on any forward pass without tracing."""

@@ -1,0 +1,188 @@
+"""What the last output of a model loses when inputs of a sample are replaced by another's.
+
+Shapes: B sample, W set of inputs that are replaced, T timestep.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probes import objective
+from probes.base import Batch, Inputs, Subject, call
+from probes.errors import NotApplicable
+from probes.timeline import Sample, Sequences, donated, samples, spliced, time_axis
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Samples as sequences, each with a donor, and what the intact model makes of them.
+
+    A donor is another sample of the audit set. Its inputs are lined up with the sample's from the
+    end; a shorter one is repeated. Make one with :meth:`of`, then let :meth:`intact` run.
+
+    Parameters
+    ----------
+    subject : Subject
+        Its batches stay where the user has them until they run; its time axis is known.
+    sequences : list of Sequences
+        One for each batch.
+    pool : list of Sample
+        All sequences.
+    donor : Tensor, shape (B,)
+        Index of the donor of each; further donors follow along the cycle.
+    draws : int
+        Donors for each, over whom losses are averaged.
+    results : list of Tensor
+        For each batch the intact losses, or final outputs where there is no loss.
+    """
+
+    subject: Subject
+    sequences: list[Sequences]
+    pool: list[Sample]
+    donor: Tensor
+    draws: int
+    results: list[Tensor]
+
+    @classmethod
+    def of(cls, subject: Subject, draws: int, limit: int) -> "Replacement":
+        """Take the audit set apart: the first batches that hold ``limit`` samples.
+
+        Raises
+        ------
+        NotApplicable
+            The inputs have no time axis or one timestep, or there is one sample alone.
+        """
+        batches: list[Batch] = []
+        count = 0
+        for item in subject.batches:
+            batches.append(Batch.of(item))
+            count += subject.batch_size(batches[-1])
+            if count >= limit:
+                break
+        axis = time_axis(subject, batches[0].to(subject.device, subject.dtype))
+        subject = replace(subject, batches=batches, time_axis=axis)
+        sequences = [Sequences.of(subject, batch, axis) for batch in batches]
+        pool = [sample for batch in sequences for sample in samples(batch)]
+        if len(pool) < 2:
+            raise NotApplicable("the audit set is one sample: there is no other to replace it with")
+        if max(sample.length for sample in pool) < 2:
+            raise NotApplicable("the inputs have one timestep: there is nothing older to replace")
+        return cls(subject, sequences, pool, donors_of(len(pool), subject.generator()), draws, [])
+
+    @property
+    def timesteps(self) -> int:
+        """Length of the longest sequence."""
+        return max(sample.length for sample in self.pool)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Valid timesteps of every sample: (B,)."""
+        return torch.tensor([sample.length for sample in self.pool])
+
+    def intact(self) -> "Replacement":
+        """Run the intact sequences; the model's own choices become targets that are missing."""
+        sequences, results = [], []
+        for own in self.sequences:
+            batch = own.batch.to(self.subject.device, self.subject.dtype)
+            with torch.no_grad():
+                outputs = call(self.subject.model, batch.inputs)
+            batch = objective.with_own_targets(self.subject, outputs, batch)
+            results.append(self._result(outputs, batch))
+            sequences.append(replace(own, batch=replace(own.batch, targets=batch.targets)))
+        return replace(self, sequences=sequences, results=results)
+
+    def _result(self, outputs: Any, batch: Batch) -> Tensor:
+        """Losses (B,) or, where there is no loss, outputs (B, ...) of the last position."""
+        if self.subject.loss is None:
+            return objective.final_outputs(self.subject, outputs, batch).detach()
+        return objective.final_losses(self.subject, outputs, batch).detach()
+
+    def losses(self) -> Tensor:
+        """Intact loss of the last position of every sample: (B,); 0 where there is no loss."""
+        losses = torch.cat([result.double().cpu() for result in self.results])
+        return torch.zeros(len(self.pool)) if self.subject.loss is None else losses
+
+    def excess(self, lags: Sequence[range]) -> Tensor:
+        """Loss of the last position with the donors' inputs at some lags, less the intact one.
+
+        Without a loss, half the mean square distance of the outputs.
+
+        Parameters
+        ----------
+        lags : sequence of range
+            Which inputs to replace, counted back from the last one of each sample.
+
+        Returns
+        -------
+        Tensor, shape (B, W)
+            0 where a sample has no input at these lags.
+        """
+        found, start = [], 0
+        for index, own in enumerate(self.sequences):
+            rows = torch.arange(start, start + len(own.lengths))
+            found.append(self._batch_excess(index, rows, lags))
+            start += len(own.lengths)
+        return torch.cat(found)
+
+    def _batch_excess(self, index: int, rows: Tensor, lags: Sequence[range]) -> Tensor:
+        """Excess loss of one batch, averaged over donors: (B, W)."""
+        own, donor_B = self.sequences[index], torch.arange(len(self.pool))
+        total_BW = torch.zeros(len(rows), len(lags), dtype=torch.float64)
+        for _ in range(self.draws):
+            donor_B = self.donor[donor_B]
+            others = donated(own, [self.pool[donor] for donor in donor_B[rows].tolist()])
+            for column, replaced in enumerate(lags):
+                if replaced and replaced.start < own.lengths.max():
+                    inputs = spliced(own, others, replaced.start, replaced.stop)
+                    total_BW[:, column] += self._excess(index, inputs)
+        return total_BW / self.draws
+
+    def _excess(self, index: int, inputs: Inputs) -> Tensor:
+        """Excess loss of one batch with other inputs: (B,)."""
+        own, subject = self.sequences[index].batch, self.subject
+        batch = replace(own, inputs=inputs).to(subject.device, subject.dtype)
+        with torch.no_grad():
+            result = self._result(call(subject.model, batch.inputs), batch)
+        change = (result - self.results[index]).double()
+        if subject.loss is None:
+            change = 0.5 * change.flatten(1).square().mean(1)
+        return change.cpu()
+
+    def facts(self) -> dict[str, Any]:
+        """Say on what the losses rest, for the attributes of a trace."""
+        described = objective.describe(self.subject)
+        if self.subject.loss is None:
+            described = (
+                "half the mean square distance of the last output from that to the intact inputs "
+                "(no loss was given)"
+            )
+        return {
+            "sequence_length": self.timesteps,
+            "intact_loss": float(self.losses().mean()),
+            "objective": described,
+            "time_axis": self.subject.time_axis,
+        }
+
+
+def donors_of(count: int, generator: torch.Generator) -> Tensor:
+    """Draw another sample for every sample, each once, along one random cycle through all."""
+    cycle = torch.randperm(count, generator=generator)
+    donor_B = torch.empty_like(cycle)
+    donor_B[cycle] = cycle.roll(1)
+    return donor_B
+
+
+def grid(timesteps: int, points: int) -> list[int]:
+    """Choose up to ``points`` whole numbers from 0 to ``timesteps``, dense at first."""
+    if timesteps < points:
+        return list(range(timesteps + 1))
+    steps = {0, timesteps}
+    for count in range(2, 8 * points):
+        denser = {0} | {round(timesteps ** (step / (count - 1))) for step in range(count)}
+        if len(denser) > points:
+            break
+        steps = denser
+    return sorted(steps)
