@@ -1,6 +1,7 @@
 """Measure: ``python -m benchmarks [TOPIC ...] [--rounds N] [--large]``."""
 
 import argparse
+import logging
 import platform
 from collections.abc import Callable, Mapping
 
@@ -25,6 +26,7 @@ def main() -> None:
     unknown = set(options.topics) - set(TOPICS)
     if unknown:
         parser.error(f"unknown topic {', '.join(unknown)}: known are {', '.join(TOPICS)}")
+    logging.disable(logging.INFO)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     for topic in options.topics:

@@ -1,7 +1,6 @@
 """Probes of convolutional networks, beside other tools that measure something comparable."""
 
 import copy
-import logging
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -81,7 +80,6 @@ class Case:
         from delve import SaturationTracker
 
         model = copy.deepcopy(self.model)
-        logging.getLogger("delve").setLevel(logging.WARNING)
 
         def run() -> None:
             tracker = SaturationTracker(

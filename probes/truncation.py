@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from probes.base import Batch, Progress, Subject, call, silent, variable
-from probes.errors import AnalyzerError
+from probes.errors import AnalyzerError, NotApplicable
 from probes.layout import Layout
 from probes.objective import describe, final_losses, sample_losses
 from probes.recurrent.bptt import Factor
@@ -80,6 +80,8 @@ class Truncation:
             with untouched(subject.model):
                 run = _measured(subject, batch, run, size, self.counted_from)
             progress(places[-1] + 1, chosen[-1] + 1)
+        if run.timesteps == 1:
+            raise NotApplicable("the sequences have one timestep: there is nothing to truncate")
         if not run.gradients.layers:
             raise AnalyzerError(
                 f"{run.others[0].label} reads another number of sequences than there are samples, "

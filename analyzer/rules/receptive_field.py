@@ -110,7 +110,7 @@ def onwards(trace: xr.Dataset) -> str:
     str
         Where the rest is told; empty if there is no recurrent layer.
     """
-    recurrent = str(trace.attrs["recurrent"])
+    recurrent = str(trace.attrs.get("recurrent", ""))
     if not recurrent:
         return ""
     return (

@@ -114,37 +114,35 @@ def _enough(trace: xr.Dataset, curve: Curve, limits: TruncationLimits) -> Findin
         high=found.high,
         samples=found.samples,
     )
+    message, meaning = _at(trace, curve, found.value, limits), _OTHER
+    action = (
+        f"If training is truncated, use chunks of {found.value:g} timesteps or more; set the limit "
+        "truncation.trained_with to have the length used judged."
+    )
+    if found.value >= length:
+        message = (
+            f"detaching the state even every {trace['chunk_length'].to_numpy()[-2]} of {length} "
+            "timesteps turns the gradient of the recurrent weights (cosine below "
+            f"{limits.cosine:g}): how long chunks have to be is beyond these sequences"
+        )
+        meaning = f"Training needs the whole sequences, and may need longer ones. {_MEMORY}"
+        action = "Do not truncate, and audit longer sequences to see where it ends."
     if found.samples < limits.min_samples:
         return finding(
             severity=Severity.INCONCLUSIVE,
-            message=_at(trace, curve, found.value, limits),
+            message=message,
             meaning=f"{found.samples} samples are too few for it to be judged.",
             action=f"Audit at least {limits.min_samples:g} samples.",
         )
-    if found.value >= length:
-        longest = trace["chunk_length"].to_numpy()[:-1]
-        seen = f"even every {longest[-1]} of {length} timesteps" if longest.size else "at all"
-        return finding(
-            severity=Severity.INFO,
-            message=f"detaching the state {seen} turns the gradient of the recurrent weights "
-            f"(cosine below {limits.cosine:g}): how long chunks have to be is beyond these "
-            "sequences",
-            meaning=f"Training needs the whole sequences, and may need longer ones. {_MEMORY}",
-            action="Do not truncate, and audit longer sequences to see where it ends.",
-        )
-    return finding(
-        severity=Severity.INFO,
-        message=_at(trace, curve, found.value, limits),
-        meaning=f"Shorter chunks train in another direction. {_MEMORY}",
-        action=f"If training is truncated, use chunks of {found.value:g} timesteps or more; set "
-        "the limit truncation.trained_with to have the length used judged.",
-    )
+    return finding(severity=Severity.INFO, message=message, meaning=meaning, action=action)
 
 
 _MEMORY = (
     "What the network remembers is another question: its state is handed on from chunk to chunk, "
     "so that its memory can reach further back than the chunks."
 )
+
+_OTHER = f"Shorter chunks train in another direction. {_MEMORY}"
 
 
 def _at(trace: xr.Dataset, curve: Curve, length: float, limits: TruncationLimits) -> str:

@@ -4,7 +4,7 @@ Shapes: B sample; ... the parameter's own axes.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -60,6 +60,11 @@ class Contribution(ABC):
         """Keep some samples only."""
         return self._mapped(lambda tensor: tensor[chosen])
 
+    def pieces(self) -> Iterator[slice]:
+        """Cut the samples into those whose gradient is formed at a time."""
+        step = together(self.size * self.gradient.element_size())
+        return (slice(start, start + step) for start in range(0, len(self.gradient), step))
+
     def floats(self, dtype: torch.dtype) -> Self:
         """Compute in another precision."""
         return self._mapped(lambda t: t.to(dtype) if t.is_floating_point() else t)
@@ -78,7 +83,7 @@ class Formed(Contribution):
 
     @property
     def size(self) -> int:
-        return 1
+        return self.gradient[0].numel()
 
     def explicit(self) -> Tensor:
         return self.gradient
@@ -114,11 +119,12 @@ def _measured(contribution: Contribution) -> tuple[Tensor, Tensor]:
     squares_B = contribution.squared_norms()
     if squares_B is not None:
         return squares_B.double().clamp_min(0).sqrt(), contribution.total()
-    step = together(contribution.size * contribution.gradient.element_size())
+    if isinstance(contribution, Formed):
+        return rough(contribution.gradient), contribution.total()
     parts: list[Tensor] = []
     total: Tensor | None = None
-    for start in range(0, len(contribution.gradient), step):
-        total = _formed(contribution.rows(slice(start, start + step)), parts, total)
+    for some in contribution.pieces():
+        total = _formed(contribution.rows(some), parts, total)
     assert total is not None
     return torch.cat(parts), total
 

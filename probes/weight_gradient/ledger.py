@@ -108,11 +108,11 @@ class Ledger:
                 f"take {needed / 2**20:.0f} MiB",
             )
             return total
-        if name in self._kept:
-            self._kept[name] += contribution.explicit()
-        else:
+        if name not in self._kept:
             self._bytes += needed
-            self._kept[name] = contribution.explicit()
+            self._kept[name] = total.new_zeros(self.samples, *total.shape)
+        for some in contribution.pieces():
+            self._kept[name][some] += contribution.rows(some).explicit()
         return total
 
     def total(self, name: str, elsewhere: Tensor | None) -> Tensor | None:

@@ -37,7 +37,7 @@ def curve(ax: Axes, trace: xr.Dataset, found: Curve, by_layer: str) -> None:
     x, layers = lengths(trace), names(trace)
     values = array(trace, by_layer, "layer", "chunk_length")
     ax.set_xscale("log", base=2)
-    ax.set_xlim(x[0] * 0.93, x[-1] * 1.08 if len(x) > 1 else 2)
+    ax.set_xlim(x[0] * 0.93, x[-1] * 1.08)
     ticks = x if x.size <= _TICKS else x[::2]
     ax.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

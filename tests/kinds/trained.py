@@ -78,7 +78,7 @@ def video() -> analyzer.Subject:
         value: Tensor = functional.cross_entropy(model(x), y)
         return value
 
-    train(model, loss, 250)
+    train(model, loss, 180)
     return analyzer.Subject(model, [videos(SAMPLES)], loss="cross_entropy", time_axis=1)
 
 
@@ -213,7 +213,7 @@ def encoder_decoder() -> analyzer.Subject:
         value: Tensor = functional.cross_entropy(logits.mT, target_BT)
         return value
 
-    train(model, loss, 400, 0.02)
+    train(model, loss, 300, 0.02)
     source_BT, target_BT = phrases(SAMPLES)
     batch = analyzer.Batch((source_BT, shifted(target_BT)), target_BT)
     return analyzer.Subject(model, [batch], loss="cross_entropy")

@@ -319,3 +319,28 @@ def test_what_is_refused():
         "rnn.l0 reads 24 sequences for the 4 samples, so that it cannot be told which are whose: "
         "check batch_first and batch_axis"
     )
+
+
+def test_a_linear_network_learns_from_geometrically_fewer_earlier_steps():
+    decay, timesteps = 0.9, 30
+    rnn = nn.RNN(1, 1, nonlinearity="relu", bias=False, batch_first=True, dtype=torch.float64)
+    rnn.weight_ih_l0.data.fill_(1.0)
+    rnn.weight_hh_l0.data.fill_(decay)
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = rnn
+
+        def forward(self, x):
+            return self.rnn(x)[0][:, -1]
+
+    x = torch.ones(3, timesteps, 1, dtype=torch.float64)
+    trace = TimestepContribution()(Subject(Last(), [x]))
+    of = trace.sel(weight="rnn.l0.weight_ih")
+    lag = timesteps - 1 - np.arange(timesteps)
+    expected = decay**lag * (1 - decay) / (1 - decay**timesteps)
+    np.testing.assert_allclose(of["own_share"], np.tile(expected, (3, 1)), rtol=1e-12)
+    np.testing.assert_allclose(of["share"].sum("sample"), expected, rtol=1e-12)
+    np.testing.assert_allclose(of["cosine"], 1)
+    assert float(of["conflict"]) == pytest.approx(1)

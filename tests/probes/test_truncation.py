@@ -309,6 +309,40 @@ def test_remarks_progress_and_what_is_refused():
     )
     with pytest.raises(NotApplicable):
         Truncation()(Subject(nn.Linear(3, 2), [torch.randn(4, 3)]))
+    with pytest.raises(NotApplicable) as reason:
+        Truncation()(Subject(Net(), [(inputs(3, 1), classes(3, 1))], "cross_entropy"))
+    assert str(reason.value) == "the sequences have one timestep: there is nothing to truncate"
     with pytest.raises(AnalyzerError) as error:
         Truncation()(Subject(Net(), []))
     assert str(error.value) == "there is no batch to measure on: the data is empty"
+
+
+def test_a_linear_network_loses_what_its_memory_holds_beyond_the_chunk():
+    decay, timesteps = 0.9, 40
+    rnn = nn.RNN(1, 1, nonlinearity="relu", bias=False, batch_first=True, dtype=torch.float64)
+    rnn.weight_ih_l0.data.fill_(1.0)
+    rnn.weight_hh_l0.data.fill_(decay)
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = rnn
+
+        def forward(self, x):
+            # Half of the square of an output of 1 has the derivative of the output itself.
+            last = self.rnn(x)[0][:, -1]
+            return last / last.detach()
+
+    x = torch.ones(3, timesteps, 1, dtype=torch.float64)
+    trace = Truncation(counted_from="end")(Subject(Last(), [x]))
+    lag = np.arange(timesteps)
+    states = (1 - decay ** (timesteps - 1 - lag)) / (1 - decay)  # before the step of each lag
+    parts = decay**lag * np.stack([np.ones(timesteps), states])
+    whole = parts.sum(1)
+    for size in trace["chunk_length"].values:
+        kept = parts[:, :size].sum(1)
+        found = trace.sel(chunk_length=size)
+        error = np.linalg.norm(whole - kept) / np.linalg.norm(whole)
+        assert float(found["error_all"]) == pytest.approx(error, abs=1e-12)
+        cosine = whole @ kept / np.linalg.norm(whole) / np.linalg.norm(kept)
+        assert float(found["cosine_all"]) == pytest.approx(cosine, abs=1e-12)

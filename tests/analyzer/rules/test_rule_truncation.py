@@ -137,6 +137,9 @@ def test_too_few_samples_are_inconclusive():
     one = sufficient(trace(groups=1), cosine(trace(groups=1)), 0.99)
     assert one.value == 16
     assert np.isnan([one.low, one.high]).all()
+    censored = judged(trace([0.2, 0.3, 0.4, 0.5, 0.6, 0.98, 1.0], groups=3))
+    assert censored.severity is Severity.INCONCLUSIVE
+    assert censored.message.startswith("detaching the state even every 32 of 50 timesteps turns")
     few = trace(groups=3)
     for limits in ({}, {"trained_with": 16.0}, {"trained_with": 4.0}):
         finding = judged(few, **limits)
