@@ -63,7 +63,7 @@ class Attribution:
     """
 
     name: ClassVar[str] = "attribution"
-    samples: int = 48
+    samples: int = 32
     steps: int = 64
     windows: int = 24
     baseline: str = "mean"

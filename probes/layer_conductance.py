@@ -74,7 +74,7 @@ class LayerConductance:
     """
 
     name: ClassVar[str] = "layer_conductance"
-    samples: int = 48
+    samples: int = 32
     steps: int = 32
     max_layers: int = 48
     max_calls: int = 16

@@ -57,7 +57,7 @@ class MemoryHorizon:
     name: ClassVar[str] = "memory_horizon"
     points: int = 24
     donors: int = 1
-    samples: int = 1024
+    samples: int = 512
 
     def __call__(self, subject: Subject, progress: Progress = silent) -> xr.Dataset:
         if self.points < 3 or self.donors < 1 or self.samples < 2:

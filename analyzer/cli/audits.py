@@ -6,7 +6,15 @@ from typing import Annotated
 import typer
 
 from analyzer.cli.application import Baseline, Quiet, app, subject_flags, taking, verdict_flags
-from analyzer.cli.terminal import command_line, exit_code, progress, say, summarize
+from analyzer.cli.terminal import (
+    FAILED,
+    command_line,
+    exit_code,
+    followed,
+    progress,
+    say,
+    summarize,
+)
 
 Checkpoint = Annotated[
     Path | None, typer.Argument(help="The trained weights: .pt .pth .ckpt .bin .safetensors ...")
@@ -83,20 +91,22 @@ def measure(context: typer.Context, checkpoint: Checkpoint = None, quiet: Quiet 
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("audits"), quiet: Quiet = False
 ) -> None:
-    """Audit the two bundled networks, an LSTM and a CNN that read the same heartbeats."""
-    from analyzer.conduct import REPORT
-    from analyzer.conduct import audit as run
+    """Audit the two bundled networks, an LSTM and a CNN of the same heartbeats, and compare them."""
+    from analyzer.cli.records import Paper, compare
+    from analyzer.conduct import REPORT, TRACES
     from analyzer.demo import SPECS
-    from analyzer.findings import verdict
-    from analyzer.subject import load_subject
+    from analyzer.jobs import Job, Status
+    from analyzer.limits import Limits
+    from analyzer.options import Options
+    from analyzer.workers import Bounds, run
 
-    for name, spec in SPECS.items():
-        loaded = load_subject(spec)
-        with progress(quiet) as watch:
-            result = run(
-                loaded.subject,
-                out / name,
-                provenance=loaded.provenance | {"command": command_line()},
-                watch=watch,
-            )
-        print(f"{verdict(result.findings):12} {(result.folder / REPORT).resolve()}")
+    jobs = [
+        Job(name, Options(spec, None, {}, Limits(), out / name)) for name, spec in SPECS.items()
+    ]
+    outcomes = [*followed(run(jobs, len(jobs), Bounds()), len(jobs), quiet)]
+    if any(outcome.status is Status.FAILED for outcome in outcomes):
+        raise typer.Exit(FAILED)
+    together = out / "comparison.pdf"
+    compare([out / name / TRACES for name in SPECS], None, together, None, None, Paper.A4, True)
+    for path in [*(out / name / REPORT for name in SPECS), together]:
+        print(path.resolve())

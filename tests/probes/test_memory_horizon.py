@@ -445,10 +445,10 @@ def error(model: nn.Module, batches: Any, probe: MemoryHorizon, **rest: Any) -> 
 def test_settings_and_lengths_that_make_no_sense_are_refused() -> None:
     model, x = Fir([1.0]), double(2, 1, 5)
     assert error(model, [x], MemoryHorizon(points=2)) == (
-        "memory_horizon needs points >= 3, donors >= 1 and samples >= 2: they are 2, 1 and 1024"
+        "memory_horizon needs points >= 3, donors >= 1 and samples >= 2: they are 2, 1 and 512"
     )
     assert error(model, [x], MemoryHorizon(donors=0)) == (
-        "memory_horizon needs points >= 3, donors >= 1 and samples >= 2: they are 24, 0 and 1024"
+        "memory_horizon needs points >= 3, donors >= 1 and samples >= 2: they are 24, 0 and 512"
     )
     assert error(model, [x], MemoryHorizon(), time_axis=3) == (
         "time_axis is 3, but the inputs have 3 axes: (2, 1, 5)"
