@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/analyzer demo --out audits
 
 test: $(INSTALLED)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --dist loadscope $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

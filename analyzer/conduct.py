@@ -44,6 +44,7 @@ def audit(
     fail_on: FailOn = FailOn.FAIL,
     junit: bool = False,
     summary: bool = False,
+    seconds: float | None = None,
 ) -> Audit:
     """Audit a subject: write ``traces.nc``, ``findings.json`` and ``report.pdf`` into ``out``.
 
@@ -56,7 +57,7 @@ def audit(
         The model is left as it was found.
     out : path
         Made if it does not exist.
-    probes, settings, provenance, watch
+    probes, settings, provenance, watch, seconds
         As in :func:`analyzer.pipeline.measure`.
     limits : Limits, optional
         The default ones if unset.
@@ -71,7 +72,7 @@ def audit(
         The audit cannot be run, or a file cannot be written.
     """
     folder, limits = Path(out), limits or Limits()
-    record = measure(subject, probes, settings, provenance, watch)
+    record = measure(subject, probes, settings, provenance, watch, seconds)
     records.save(record, folder / TRACES)
     findings = judge(record, limits)
     write_verdicts(

@@ -182,6 +182,7 @@ def _audited(job: Job, device: str) -> Outcome:
         fail_on=options.fail_on,
         junit=options.junit,
         summary=options.summary,
+        seconds=options.time_budget,
     ).findings
     told = [{name: _plain(getattr(finding, name)) for name in _TOLD} for finding in findings]
     stopped = any(options.fail_on.met_by(finding.severity) for finding in findings)

@@ -13,7 +13,7 @@ from analyzer.names import known
 from analyzer.spec import Spec
 from probes.errors import AnalyzerError
 
-TABLES = ("subject", "probes", "limits", "output")
+TABLES = ("subject", "probes", "limits", "output", "budget")
 
 OUT = Path("audit")
 """Output folder where neither flags nor TOML name one."""
@@ -38,6 +38,8 @@ class Options:
         Severity from which on the exit code is 1.
     junit, summary : bool
         Whether ``junit.xml`` and ``summary.md`` are written too.
+    time_budget : float, optional
+        For all probes together [s].
     """
 
     spec: Spec
@@ -48,6 +50,7 @@ class Options:
     fail_on: FailOn = FailOn.FAIL
     junit: bool = False
     summary: bool = False
+    time_budget: float | None = None
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> "Options":
@@ -69,6 +72,7 @@ class Options:
         output = tables.get("output", {})
         known(output, ["directory", "fail_on", "junit", "summary"], "key in [output]")
         known([output.get("fail_on", FailOn.FAIL)], list(FailOn), "fail_on in [output]")
+        known(tables.get("budget", {}), ["time"], "key in [budget]")
         out = folder / output["directory"] if "directory" in output else OUT
         return cls(
             spec=_spec(Spec.of(tables.get("subject", {}), folder), flags),
@@ -79,6 +83,7 @@ class Options:
             fail_on=FailOn(flags.get("fail_on") or output.get("fail_on", FailOn.FAIL)),
             junit=bool(flags.get("junit") or output.get("junit")),
             summary=bool(flags.get("summary") or output.get("summary")),
+            time_budget=_seconds(flags.get("time_budget") or tables.get("budget", {}).get("time")),
         )
 
     def tables(self) -> dict[str, dict[str, Any]]:
@@ -101,13 +106,24 @@ class Options:
             "junit": self.junit,
             "summary": self.summary,
         }
+        budget = {} if self.time_budget is None else {"time": self.time_budget}
         tables = {
             "subject": subject,
             "probes": chosen | dict(self.settings),
             "limits": limits,
             "output": output,
+            "budget": budget,
         }
         return {name: table for name, table in tables.items() if table}
+
+
+def _seconds(value: Any) -> float | None:
+    """Check a time budget."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise AnalyzerError(f"the time budget is a number of seconds above 0: it is {value!r}")
+    return float(value)
 
 
 def limits_of(tables: Mapping[str, Any], flags: Iterable[str]) -> Limits:

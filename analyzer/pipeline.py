@@ -4,7 +4,7 @@ import copy
 import json
 import platform
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,11 +14,12 @@ import xarray as xr
 from torch import nn
 
 from analyzer import record as records
+from analyzer.budget import Budget, OutOfTimeError, halved
 from analyzer.data import data_sha256
 from analyzer.imports import in_one_line, told
 from analyzer.names import known
 from probes import PROBES, probe_class
-from probes.base import Probe, Progress, Subject, call, silent
+from probes.base import Batch, Probe, Progress, Subject, call, silent
 from probes.errors import AnalyzerError, NotApplicable
 from probes.objective import describe, sample_losses
 from probes.taps import untouched
@@ -38,6 +39,7 @@ def measure(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     provenance: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
+    seconds: float | None = None,
 ) -> xr.DataTree:
     """Run the probes on a subject and keep their traces.
 
@@ -53,24 +55,32 @@ def measure(
         Root attributes that say where the subject comes from.
     watch : callable, optional
         Follows the progress.
+    seconds : float, optional
+        Time for all probes together [s]: samples are left out so that they fit into it, and a
+        probe that it does not suffice for is stopped.
 
     Returns
     -------
     DataTree
-        One group per probe; one that does not apply or raises leaves its reason.
+        One group per probe; one that does not apply, raises or is stopped leaves its reason.
 
     Raises
     ------
     AnalyzerError
         A probe or setting is unknown, there are no data, or the model does not run on them.
     """
+    budget = Budget(seconds)
     chosen = {name: _probe(name, (settings or {}).get(name, {})) for name in probes or PROBES}
     subject = replace(subject, model=_eager(subject.model))
     facts = _facts(subject) | dict(provenance or {})
-    traces = {
-        name: _trace(probe, subject, watch(name) if watch else silent)
-        for name, probe in chosen.items()
-    }
+    budget.time(subject)
+    waiting, traces = [*chosen.values()], {}
+    for name, probe in chosen.items():
+        progress = watch(name) if watch else silent
+        traces[name] = _trace(waiting, subject, facts["samples"], progress, budget)
+        waiting.remove(probe)
+    if seconds is not None:
+        facts["time_budget"] = f"{seconds:g} s"
     return records.assemble(traces, facts)
 
 
@@ -98,12 +108,20 @@ def _eager(model: nn.Module) -> nn.Module:
     return model
 
 
-def _trace(probe: Probe, subject: Subject, progress: Progress) -> xr.Dataset:
-    """Run one probe; say why where it does not apply or raises, so that the others go on."""
+def _trace(
+    waiting: Sequence[Probe], subject: Subject, samples: int, progress: Progress, budget: Budget
+) -> xr.Dataset:
+    """Run the first probe; say why where it does not apply or raises, so that the others go on."""
+    probe = waiting[0]
     try:
-        trace = probe(subject, progress)
+        fitted = budget.fitted(subject, samples, waiting)
+        trace = _roomy(probe, fitted, budget.guard(progress))
+        if fitted is not subject:
+            trace.attrs["time_budget"] = f"{_count(fitted)} of {samples} samples fit into it"
     except NotApplicable as reason:
         trace = records.absent(records.NOT_APPLICABLE, str(reason))
+    except OutOfTimeError as reason:
+        trace = records.absent(records.STOPPED, str(reason))
     except AnalyzerError as error:
         trace = records.absent(records.ERROR, str(error))
     except Exception as error:  # noqa: BLE001 - one broken probe must not cost the other results
@@ -111,6 +129,24 @@ def _trace(probe: Probe, subject: Subject, progress: Progress) -> xr.Dataset:
     else:
         trace = trace.assign_attrs(outcome=records.MEASURED)
     return trace.assign_attrs(settings=json.dumps(asdict(probe), sort_keys=True))  # type: ignore[call-overload]
+
+
+def _roomy(probe: Probe, subject: Subject, progress: Progress) -> xr.Dataset:
+    """Run one probe, with batches of half the size for as long as the memory does not suffice."""
+    splits = 0
+    room: Subject | None = subject
+    while room is not None:
+        try:
+            return probe(room, progress).assign_attrs({"batch_halvings": splits} if splits else {})
+        except torch.OutOfMemoryError as error:
+            told_by_torch = in_one_line(error)
+        # Outside of the handler, whose traceback holds on to the tensors of the attempt.
+        torch.cuda.empty_cache()
+        room, splits = halved(room), splits + 1
+    raise AnalyzerError(
+        f"out of memory with one sample at a time: {told_by_torch}; lower the probe's settings "
+        "(--set), or run it on the CPU (--device cpu)"
+    )
 
 
 def _place(error: BaseException) -> str:
@@ -132,13 +168,10 @@ def _facts(subject: Subject) -> dict[str, Any]:
     AnalyzerError
         There are no data, or the model or the loss does not run on the first batch.
     """
-    samples = 0
-    for batch in subject:
-        if not samples:
-            _check(subject, batch)
-        samples += subject.batch_size(batch)
-    if not samples:
+    first = next((batch for batch in subject if subject.batch_size(batch)), None)
+    if first is None:
         raise AnalyzerError("the audit data are empty: no batch with samples")
+    _check(subject, first)
     weights = [*subject.model.parameters()]
     return {
         "tool": DISTRIBUTION,
@@ -146,7 +179,7 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "model": type(subject.model).__name__,
         "parameters": sum(weight.numel() for weight in weights),
         "data_sha256": data_sha256(subject),
-        "samples": samples,
+        "samples": _count(subject),
         "objective": describe(subject),
         "mode": "eval",
         "device": _device_name(subject.device),
@@ -157,6 +190,11 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
     }
+
+
+def _count(subject: Subject) -> int:
+    """Count the samples of the audit data."""
+    return sum(subject.batch_size(Batch.of(item)) for item in subject.batches)
 
 
 def _check(subject: Subject, batch: Any) -> None:

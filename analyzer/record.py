@@ -13,7 +13,7 @@ from probes.errors import AnalyzerError
 SCHEMA = 1
 """Version of the layout; bumped when a reader of the older one would be misled."""
 
-MEASURED, NOT_APPLICABLE, ERROR = "measured", "not_applicable", "error"
+MEASURED, NOT_APPLICABLE, ERROR, STOPPED = "measured", "not_applicable", "error", "stopped"
 """Outcomes of a probe, in the attribute ``outcome`` of its group."""
 
 

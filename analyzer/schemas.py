@@ -60,6 +60,7 @@ def spec() -> dict[str, Any]:
         "probes": _closed(chosen | {name: _object(probe_class(name)) for name in PROBES}),
         "limits": _closed(groups),
         "output": _closed(output),
+        "budget": _closed({"time": {"type": "number", "exclusiveMinimum": 0}}),
     }
     return {"$schema": DIALECT, "title": "audit.toml of gradient-memory-analyzer"} | _closed(tables)
 

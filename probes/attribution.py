@@ -63,6 +63,7 @@ class Attribution:
     """
 
     name: ClassVar[str] = "attribution"
+    passes: ClassVar[float] = 72
     samples: int = 32
     steps: int = 64
     windows: int = 24

@@ -150,9 +150,18 @@ class Subject:
 
 
 class Probe(Protocol):
-    """A frozen dataclass: its fields are its settings, calling it measures."""
+    """A frozen dataclass: its fields are its settings, calling it measures.
+
+    Parameters
+    ----------
+    name : str
+    passes : float
+        About how many forward and backward passes of the samples measured it costs with the
+        default settings; a time budget is shared out by it.
+    """
 
     name: ClassVar[str]
+    passes: ClassVar[float]
 
     def __call__(self, subject: Subject, progress: Progress = silent) -> xr.Dataset: ...
 

@@ -68,6 +68,7 @@ class DepthContribution:
     """
 
     name: ClassVar[str] = "depth_contribution"
+    passes: ClassVar[float] = 12
     samples: int = 256
     ablations: int = 30
     joint: int = 6

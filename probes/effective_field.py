@@ -83,6 +83,7 @@ class EffectiveField:
     """
 
     name: ClassVar[str] = "effective_field"
+    passes: ClassVar[float] = 8
     samples: int = 16
     resamples: int = 200
     max_layers: int = 24

@@ -67,6 +67,7 @@ class Gates:
     """
 
     name: ClassVar[str] = "gates"
+    passes: ClassVar[float] = 1
     samples: int = 256
 
     def __call__(self, subject: Subject, progress: Progress = silent) -> xr.Dataset:

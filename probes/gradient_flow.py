@@ -60,6 +60,7 @@ class GradientFlow:
     """
 
     name: ClassVar[str] = "gradient_flow"
+    passes: ClassVar[float] = 2
     calls: int = 16
 
     def __call__(self, subject: Subject, progress: Progress = silent) -> xr.Dataset:

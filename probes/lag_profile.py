@@ -55,6 +55,7 @@ class LagProfile:
     """
 
     name: ClassVar[str] = "lag_profile"
+    passes: ClassVar[float] = 7
     points: int = 16
     donors: int = 1
     samples: int = 512

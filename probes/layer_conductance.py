@@ -74,6 +74,7 @@ class LayerConductance:
     """
 
     name: ClassVar[str] = "layer_conductance"
+    passes: ClassVar[float] = 40
     samples: int = 32
     steps: int = 32
     max_layers: int = 48

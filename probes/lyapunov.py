@@ -50,6 +50,7 @@ class Lyapunov:
     """
 
     name: ClassVar[str] = "lyapunov"
+    passes: ClassVar[float] = 20
     count: int = 8
     samples: int = 8
     transient: float = 0.25

@@ -74,6 +74,7 @@ class MemoryCapacity:
     """
 
     name: ClassVar[str] = "memory_capacity"
+    passes: ClassVar[float] = 4
     lags: int = 100
     components: int = 4
     samples: int = 256

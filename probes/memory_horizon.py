@@ -55,6 +55,7 @@ class MemoryHorizon:
     """
 
     name: ClassVar[str] = "memory_horizon"
+    passes: ClassVar[float] = 9
     points: int = 24
     donors: int = 1
     samples: int = 512

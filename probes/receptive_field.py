@@ -47,6 +47,7 @@ class ReceptiveField:
     """
 
     name: ClassVar[str] = "receptive_field"
+    passes: ClassVar[float] = 0.1
     max_calls: int = 8
 
     def __call__(self, subject: Subject, progress: Progress = silent) -> xr.Dataset:

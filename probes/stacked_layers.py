@@ -69,6 +69,7 @@ class StackedLayers:
     """
 
     name: ClassVar[str] = "stacked_layers"
+    passes: ClassVar[float] = 7
     samples: int = 256
     seen: int = 1024
     ablations: int = 30

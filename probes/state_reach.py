@@ -72,6 +72,7 @@ class StateReach:
     """
 
     name: ClassVar[str] = "state_reach"
+    passes: ClassVar[float] = 6
     samples: int = 32
     seeds: int = 8
     lags: int = 400

@@ -54,6 +54,7 @@ class TimestepContribution:
     """
 
     name: ClassVar[str] = "timestep_contribution"
+    passes: ClassVar[float] = 3
     samples: int = 64
     memory: float = 1.0
 

@@ -50,6 +50,7 @@ class TimestepGradient:
     """
 
     name: ClassVar[str] = "timestep_gradient"
+    passes: ClassVar[float] = 2
 
     def __call__(self, subject: Subject, progress: Progress = silent) -> xr.Dataset:
         passes: list[_Pass] = []

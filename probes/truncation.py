@@ -63,6 +63,7 @@ class Truncation:
     """
 
     name: ClassVar[str] = "truncation"
+    passes: ClassVar[float] = 6
     samples: int = 64
     groups: int = 32
     counted_from: CountedFrom = "auto"

@@ -269,14 +269,17 @@ def _blank(kind: str) -> str:
 def _absent(probe: str, trace: xr.Dataset, findings: Sequence[Finding]) -> dict[str, str]:
     """Write why a probe did not measure."""
     own = _of(probe, findings)
-    broken = trace.attrs.get("outcome") == records.ERROR
-    status = Severity.ERROR if broken else Severity.NOT_APPLICABLE
+    status = _SEVERITIES.get(trace.attrs.get("outcome", ""), Severity.NOT_APPLICABLE)
     return {
         "probe": probe,
         "title": own[0].title if own else probe,
         "status": summary.word(own[0].severity if own else status),
         "reason": str(trace.attrs.get("reason", "")) or "no reason was recorded",
     }
+
+
+_SEVERITIES = {records.ERROR: Severity.ERROR, records.STOPPED: Severity.INCONCLUSIVE}
+"""Outcome of a probe that did not measure -> severity, if no finding tells it."""
 
 
 def _limit(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ _NARROW = {
     "mode": "Mode",
     "seed": "Seed",
     "samples": "Samples",
+    "time_budget": "Time budget",
     "parameters": "Parameters",
     "date": "Date (UTC)",
 }

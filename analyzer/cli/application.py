@@ -86,6 +86,9 @@ def subject_flags(
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="probe.setting=value; repeatable.")
     ] = None,
+    time_budget: Annotated[
+        float | None, typer.Option(help="Leave out samples so that measuring takes this long [s].")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; ./audit if unset.")] = None,
 ) -> None:
     """Say what is audited, how it is measured, and where the results go."""

@@ -58,6 +58,7 @@ def audit(
             fail_on=options.fail_on,
             junit=options.junit,
             summary=options.summary,
+            seconds=options.time_budget,
         )
     summarize(result.findings, result.folder, quiet)
     raise typer.Exit(exit_code(result.findings, options, baseline))
@@ -82,6 +83,7 @@ def measure(context: typer.Context, checkpoint: Checkpoint = None, quiet: Quiet 
             options.settings,
             loaded.provenance | {"command": command_line()},
             watch,
+            options.time_budget,
         )
     records.save(record, options.out / TRACES)
     say(f"wrote {options.out / TRACES}", quiet)
@@ -91,7 +93,7 @@ def measure(context: typer.Context, checkpoint: Checkpoint = None, quiet: Quiet 
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("audits"), quiet: Quiet = False
 ) -> None:
-    """Audit the two bundled networks, an LSTM and a CNN of the same heartbeats, and compare them."""
+    """Audit and compare the two bundled networks, an LSTM and a CNN of the same heartbeats."""
     from analyzer.cli.records import Paper, compare
     from analyzer.conduct import REPORT, TRACES
     from analyzer.demo import SPECS

@@ -106,17 +106,36 @@ def judge(record: xr.DataTree, limits: Limits | None = None) -> list[Finding]:
 
 def _absent(name: str, facts: Mapping[str, str]) -> Finding:
     """Say that a probe did not measure, and why."""
-    broken = facts["outcome"] == records.ERROR
+    code, severity, meaning, action = _ABSENT[facts["outcome"]]
     return Finding(
-        code="probe-error" if broken else "not-applicable",
+        code=code,
         probe=name,
-        severity=Severity.ERROR if broken else Severity.NOT_APPLICABLE,
+        severity=severity,
         title=TITLES.get(name, name),
         message=facts["reason"],
-        meaning="This was not measured; it is not a pass."
-        if broken
-        else "This diagnostic has nothing to say about this network.",
-        action="Report the message with the model's code, or leave the probe out."
-        if broken
-        else "None.",
+        meaning=meaning,
+        action=action,
     )
+
+
+_ABSENT = {
+    records.ERROR: (
+        "probe-error",
+        Severity.ERROR,
+        "This was not measured; it is not a pass.",
+        "Report the message with the model's code, or leave the probe out.",
+    ),
+    records.STOPPED: (
+        "probe-stopped",
+        Severity.INCONCLUSIVE,
+        "This was not measured; it is not a pass.",
+        "Raise the time budget, or run fewer probes.",
+    ),
+    records.NOT_APPLICABLE: (
+        "not-applicable",
+        Severity.NOT_APPLICABLE,
+        "This diagnostic has nothing to say about this network.",
+        "None.",
+    ),
+}
+"""Outcome of a probe that did not measure -> code, severity, meaning, action."""
