@@ -24,6 +24,7 @@ from probes.errors import AnalyzerError, NotApplicable
 @dataclass(frozen=True)
 class Raises:
     name: ClassVar[str] = "raises"
+    passes: ClassVar[float] = 1
     kind: str = "bug"
 
     def __call__(self, subject, progress):
@@ -64,7 +65,7 @@ def refusal(asked: Subject, **options) -> str:
         (
             "bug",
             "error",
-            f"ZeroDivisionError: division by zero (in {__name__}.Raises.__call__, line 31)",
+            f"ZeroDivisionError: division by zero (in {__name__}.Raises.__call__, line 32)",
             "probe-error",
             Severity.ERROR,
         ),
