@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from benchmarks import convolution
+from benchmarks import convolution, fleet, recurrent
 from benchmarks.timing import Row, write
 
 TOPICS: Mapping[str, Callable[[int, bool], list[Row]]] = {
     "convolution": convolution.rows,
+    "fleet": fleet.rows,
+    "recurrent": recurrent.rows,
 }
 """``rows(rounds, large)`` of each topic."""
 

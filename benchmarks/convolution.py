@@ -1,9 +1,7 @@
 """Probes of convolutional networks, beside other tools that measure something comparable."""
 
 import copy
-from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +9,11 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from benchmarks.networks import PreactResNet, ResNet18, plain, settled
-from benchmarks.timing import Row, compare
+from benchmarks.timing import BARE, Function, Row, compare, installed
 from probes.base import Subject
 from probes.effective_field import EffectiveField
 from probes.gradient_flow import GradientFlow
 from probes.receptive_field import ReceptiveField
-
-Function = Callable[[], object]
 
 
 class Case:
@@ -123,25 +119,6 @@ def _centre(output: Tensor) -> Tensor:
     return output[:, :, output.shape[2] // 2, output.shape[3] // 2].sum(1)
 
 
-def _installed(tool: str, make: Callable[[], Function]) -> Function:
-    """Prepare another tool, or what says that it is not there."""
-
-    def missing() -> None:
-        raise ImportError(f"{tool} is not installed")
-
-    def prepared() -> None:
-        raise failure
-
-    if find_spec(tool) is None:
-        return missing
-    try:
-        return make()
-    except Exception as error:  # noqa: BLE001 - whatever it raises on this network is the result
-        failure = error
-        return prepared
-
-
-BARE = "forward + backward (bare)"
 FLOW = "gradient_flow"
 NOTES = {
     FLOW: "layers and parameters, every sample",
@@ -160,10 +137,10 @@ def _gradients(case: Case) -> dict[str, Function]:
     return {
         BARE: case.bare,
         FLOW: case.flow,
-        "BackPACK BatchL2Grad": _installed("backpack", case.backpack),
+        "BackPACK BatchL2Grad": installed("backpack", case.backpack),
         "torch.func vmap(grad)": case.mapped,
-        "torchlens, gradients": _installed("torchlens", case.torchlens),
-        "delve saturation": _installed("delve", case.delve),
+        "torchlens, gradients": installed("torchlens", case.torchlens),
+        "delve saturation": installed("delve", case.delve),
     }
 
 

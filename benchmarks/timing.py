@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -17,6 +18,11 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 PATIENCE = 120
 """Seconds to wait for a measurement of memory."""
+
+BARE = "forward + backward (bare)"
+"""Name of what everything is compared with."""
+
+Function = Callable[[], object]
 
 COLUMNS = ("case", "what", "ratio", "low", "high", "wall ratio", "extra MiB", "note")
 
@@ -58,7 +64,7 @@ class Row:
 
 def compare(
     case: str,
-    functions: Mapping[str, Callable[[], object]],
+    functions: Mapping[str, Function],
     rounds: int,
     notes: Mapping[str, str] | None = None,
 ) -> list[Row]:
@@ -113,7 +119,25 @@ def compare(
     return rows
 
 
-def _timed(function: Callable[[], object]) -> tuple[float, float]:
+def installed(tool: str, make: Callable[[], Function]) -> Function:
+    """Prepare another tool, or what says that it is not there."""
+
+    def missing() -> None:
+        raise ImportError(f"{tool} is not installed")
+
+    def prepared() -> None:
+        raise failure
+
+    if find_spec(tool) is None:
+        return missing
+    try:
+        return make()
+    except Exception as error:  # noqa: BLE001 - whatever it raises on this network is the result
+        failure = error
+        return prepared
+
+
+def _timed(function: Function) -> tuple[float, float]:
     """CPU and wall-clock time [s], what waits on a GPU included."""
     gc.collect()
     cpu, wall = time.process_time(), time.perf_counter()
@@ -123,7 +147,7 @@ def _timed(function: Callable[[], object]) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
-def peak(function: Callable[[], object]) -> float:
+def peak(function: Function) -> float:
     """Memory at the peak of a function beyond that before it, in a process of its own [MiB]."""
     if platform.system() != "Linux" or torch.cuda.is_available():
         return float("nan")
@@ -144,7 +168,7 @@ def peak(function: Callable[[], object]) -> float:
     return float(text) / 2**10 if text else float("nan")
 
 
-def _peak(function: Callable[[], object]) -> int:
+def _peak(function: Function) -> int:
     """Memory at the peak beyond that before, in this process [KiB]."""
     gc.collect()
     # What was used before and is free now would hide what is used next.

@@ -280,7 +280,7 @@ def _reliability(trace: xr.Dataset, limits: AttributionLimits) -> Finding:
         severity=Severity.PASS if sure else Severity.INCONCLUSIVE,
         message=said,
         meaning=_agreement(agrees, missed.samples, limits),
-        action="None." if sure else _second_look(agrees, limits),
+        action="None." if sure else _second_look(agrees, missed.samples, limits),
         value=same.value,
         low=same.low,
         high=same.high,
@@ -301,8 +301,10 @@ def _agreement(agrees: Severity, samples: int, limits: AttributionLimits) -> str
     return "Two methods, one by gradients and one without, find the same."
 
 
-def _second_look(agrees: Severity, limits: AttributionLimits) -> str:
+def _second_look(agrees: Severity, samples: int, limits: AttributionLimits) -> str:
     """Say what to do where both methods do not surely agree."""
     if agrees is Severity.WARN:
         return "Try the other baseline, and trust only what both methods show."
-    return f"Audit more samples, at least {limits.min_samples:g}."
+    if samples < limits.min_samples:
+        return f"Audit more samples, at least {limits.min_samples:g}."
+    return f"Measure more than these {samples} samples: raise attribution.samples."
