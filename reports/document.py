@@ -1,5 +1,6 @@
 """From a record and its findings to the bytes of a PDF: lays out the data, then calls typst."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -109,7 +110,22 @@ def typeset(files: Mapping[str, bytes], when: datetime) -> bytes:
     if warnings:
         said = "; ".join(warning.message for warning in warnings)
         raise AnalyzerError(f"the report cannot be typeset cleanly: {said}")
-    return bytes(pdf)
+    return _packed(bytes(pdf))
+
+
+def _packed(pdf: bytes) -> bytes:
+    """Write the objects of a PDF together and compressed: half the size or less."""
+    import pikepdf
+
+    stream = io.BytesIO()
+    with pikepdf.open(io.BytesIO(pdf)) as document:
+        document.save(
+            stream,
+            object_stream_mode=pikepdf.ObjectStreamMode.generate,
+            recompress_flate=True,
+            deterministic_id=True,
+        )
+    return stream.getvalue()
 
 
 def _typst() -> ModuleType:
