@@ -208,7 +208,7 @@ def key(job: Job) -> str:
 
     spec, tables = job.options.spec, job.options.tables()
     tables.pop("output")
-    references = (spec.model, spec.data, spec.held_out, spec.loss)
+    references = (spec.model, spec.data, spec.held_out, spec.trained_on, spec.loss)
     files = [spec.checkpoint, *(_file(reference) for reference in references)]
     hashes = [sha256(file) for file in files if file is not None and file.is_file()]
     outputs = [job.options.junit, job.options.summary, job.options.fail_on]

@@ -277,6 +277,77 @@ class TruncationLimits:
 
 
 @dataclass(frozen=True)
+class GeneralizationLimits:
+    """Limits of :mod:`analyzer.rules.generalization`."""
+
+    warn_lost: float = _limit(
+        0.25,
+        "ours: convolutional networks of Zhang et al. 2017 (table 1), trained to 100 % on "
+        "CIFAR-10, lost 12 to 27 %; multilayer perceptrons 53 to 55 %",
+    )
+    fail_lost: float = _limit(
+        0.75, "ours: most of what was learnt does not carry over; of random labels, nothing does"
+    )
+    min_samples: float = _limit(
+        32, "ours: of each side; a bootstrap over fewer samples is narrower than it says"
+    )
+
+
+@dataclass(frozen=True)
+class WidthLimits:
+    """Limits of :mod:`analyzer.rules.width`."""
+
+    filled: float = _limit(
+        0.5, "torchmortem: rank below half of the width; here of the directions that hold 99 %"
+    )
+    layers: float = _limit(0.5, "ours: a network is called too wide where most of its layers are")
+    idle: float = _limit(0.05, "ours: as depth_contribution.idle")
+    redundant: float = _limit(0.1, "ours: a layer a tenth narrower would say the same")
+    dead: float = _limit(0.5, "SageMaker Debugger and torchmortem: half of the units of a layer")
+    most_dead: float = _limit(0.8, "torchmortem: four fifths of the units of a layer")
+    rare: float = _limit(
+        0.05,
+        "ours: a unit active in fewer samples than this is called dead; by the rule of three "
+        "(Hanley and Lippman-Hand 1983) 60 samples without it are needed",
+    )
+    stuck_time: float = _limit(0.99, "ours: as gates.stuck_time")
+    stuck_units: float = _limit(0.5, "ours: as gates.stuck_units")
+    min_samples: float = _limit(32, "ours: a jackknife over ten groups of three samples or more")
+
+
+@dataclass(frozen=True)
+class MemoryFootprintLimits:
+    """Limits of :mod:`analyzer.rules.memory_footprint`."""
+
+    budget_gib: float = _limit(
+        nan, "the user: memory of the device [GiB = 2^30 byte]; not judged while unset"
+    )
+    margin: float = _limit(
+        0.1,
+        "ours: estimates of training were within 8 % of the peak of a process for five networks",
+    )
+    serving_margin: float = _limit(
+        0.2,
+        "ours: estimates of serving were within 15 % of the peak of a process for five networks",
+    )
+
+
+@dataclass(frozen=True)
+class UpdateRatioLimits:
+    """Limits of :mod:`analyzer.rules.update_ratio`."""
+
+    low: float = _limit(
+        1e-5, "torchmortem: smallest usual ratio; about 1e-3 is usual (Karpathy, CS231n)"
+    )
+    high: float = _limit(
+        1e-1, "torchmortem: largest usual ratio; about 1e-3 is usual (Karpathy, CS231n)"
+    )
+    decayed: float = _limit(
+        0.01, "ours: below 1 % of its start a learning rate is at the end of its schedule"
+    )
+
+
+@dataclass(frozen=True)
 class Limits:
     """One group per rule module."""
 
@@ -300,6 +371,10 @@ class Limits:
         default_factory=TimestepContributionLimits
     )
     truncation: TruncationLimits = field(default_factory=TruncationLimits)
+    width: WidthLimits = field(default_factory=WidthLimits)
+    generalization: GeneralizationLimits = field(default_factory=GeneralizationLimits)
+    memory_footprint: MemoryFootprintLimits = field(default_factory=MemoryFootprintLimits)
+    update_ratio: UpdateRatioLimits = field(default_factory=UpdateRatioLimits)
 
     @classmethod
     def of(cls, overrides: Mapping[str, Mapping[str, float]]) -> "Limits":

@@ -86,7 +86,7 @@ def _anywhere(job: Job) -> Job:
     here, spec = Path.cwd(), job.options.spec
     references: dict[str, Any] = {
         name: from_folder(getattr(spec, name), here)
-        for name in ("model", "data", "held_out", "loss")
+        for name in ("model", "data", "held_out", "trained_on", "loss")
     }
     checkpoint = None if spec.checkpoint is None else here / spec.checkpoint
     options = replace(

@@ -26,9 +26,11 @@ class Spec:
         ``package.module:callable`` or ``path/to/file.py:callable`` that returns the module.
     model_args : mapping
         Keyword arguments of that callable.
-    data, held_out : str
+    data, held_out, trained_on : str
         A callable that returns an iterable of batches, or a ``.npz``, ``.pt`` or ``.safetensors``
-        file with ``inputs`` and, optionally, ``targets`` and ``lengths``.
+        file with ``inputs`` and, optionally, ``targets`` and ``lengths``. Data that the model was
+        not trained on, or was, are compared with the audit data, as :class:`probes.base.Subject`
+        says.
     loss : str
         Name of a loss in ``torch.nn.functional``, or a callable like ``model``.
     output : int or str
@@ -52,6 +54,7 @@ class Spec:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     data: str = ""
     held_out: str = ""
+    trained_on: str = ""
     loss: str = ""
     output: int | str | None = None
     batch_size: int = BATCH
@@ -80,7 +83,7 @@ class Spec:
         values = dict(table)
         if "checkpoint" in values:
             values["checkpoint"] = folder / values["checkpoint"]
-        for key in ("model", "data", "held_out", "loss"):
+        for key in ("model", "data", "held_out", "trained_on", "loss"):
             values[key] = from_folder(str(values.get(key, "")), folder)
         values["allow_global"] = tuple(values.get("allow_global", ()))
         return cls(**values)

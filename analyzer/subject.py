@@ -39,7 +39,11 @@ def load_subject(spec: Spec) -> Loaded:
     model = _model(spec)
     # Without folders, as the checkpoint: where a file lies is nobody's business but the user's.
     provenance: dict[str, Any] = {"model": Path(spec.model).name, "data": Path(spec.data).name}
+    for name in ("held_out", "trained_on"):
+        if getattr(spec, name):
+            provenance[name] = Path(getattr(spec, name)).name
     loading = Loading(("no checkpoint: the model is as the factory returns it",), partial=False)
+    optimizer = None
     if spec.checkpoint is not None:
         found = read(
             spec.checkpoint,
@@ -49,6 +53,7 @@ def load_subject(spec: Spec) -> Loaded:
         )
         loading = load_into(model, found, partial=spec.allow_partial)
         provenance |= _origin(found)
+        optimizer = found.optimizer
     device, dtype = _device(spec.device), _dtype(spec.dtype)
     subject = Subject(
         model.to(device, dtype),
@@ -56,10 +61,12 @@ def load_subject(spec: Spec) -> Loaded:
         loss=_loss(spec.loss),
         output=spec.output,
         held_out=_batches(spec.held_out, spec) if spec.held_out else None,
+        trained_on=_batches(spec.trained_on, spec) if spec.trained_on else None,
         batch_axis=spec.batch_axis,
         time_axis=spec.time_axis,
         sample_rate=spec.sample_rate,
         seed=spec.seed,
+        optimizer=optimizer,
     )
     provenance["loader"] = "; ".join(loading.notes) or "all keys matched"
     provenance["partial"] = int(loading.partial)

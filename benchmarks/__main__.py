@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from benchmarks import convolution, fleet, recurrent
+from benchmarks import convolution, fleet, footprint, recurrent, width
 from benchmarks.timing import Row, write
 
 TOPICS: Mapping[str, Callable[[int, bool], list[Row]]] = {
     "convolution": convolution.rows,
     "fleet": fleet.rows,
+    "footprint": footprint.rows,
     "recurrent": recurrent.rows,
+    "width": width.rows,
 }
 """``rows(rounds, large)`` of each topic."""
 

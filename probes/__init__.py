@@ -24,6 +24,10 @@ PROBES = {
     "depth_contribution": "DepthContribution",
     "attribution": "Attribution",
     "layer_conductance": "LayerConductance",
+    "generalization": "Generalization",
+    "width": "Width",
+    "memory_footprint": "MemoryFootprint",
+    "update_ratio": "UpdateRatio",
 }
 """Probe name (also its module in this folder) -> class name."""
 

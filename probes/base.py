@@ -1,7 +1,7 @@
 """What a probe is given, and what it gives back."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, cast
 
 import torch
@@ -95,13 +95,19 @@ class Subject:
     output : int or str, optional
         Which part of a tuple or mapping of outputs is the prediction; the first tensor if unset.
     held_out : iterable of Batch, optional
-        The other side of a train/test split.
+        Data that the model was not trained on. Without ``trained_on``, the batches are then taken
+        for data that it was trained on.
+    trained_on : iterable of Batch, optional
+        Data that the model was trained on. Without ``held_out``, the batches are then taken for
+        data that it was not trained on.
     batch_axis, time_axis : int
         Where samples and time are in the inputs; ``time_axis`` is inferred where it is unset.
     sample_rate : float, optional
         Timesteps per second [Hz]; figures then also show seconds.
     seed : int
         Of every random choice a probe makes.
+    optimizer : mapping, optional
+        State of the optimizer that trained the model, as its ``state_dict()`` returns it.
     """
 
     model: nn.Module
@@ -109,13 +115,15 @@ class Subject:
     loss: Loss | str | None = None
     output: int | str | None = None
     held_out: Iterable[Any] | None = None
+    trained_on: Iterable[Any] | None = None
     batch_axis: int = 0
     time_axis: int | None = None
     sample_rate: float | None = None
     seed: int = 0
+    optimizer: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batches", "held_out"):
+        for name in ("batches", "held_out", "trained_on"):
             data = getattr(self, name)
             if isinstance(data, Tensor | Batch | PackedSequence):
                 object.__setattr__(self, name, (data,))
@@ -126,6 +134,15 @@ class Subject:
         """Yield the batches, on the device and in the precision of the model."""
         for item in self.batches:
             yield Batch.of(item).to(self.device, self.dtype)
+
+    def sides(self) -> tuple["Subject", "Subject"] | None:
+        """Return the subject on data it was trained on, and on others; None if it is not known."""
+        if self.held_out is None and self.trained_on is None:
+            return None
+        sides = (self.trained_on, self.held_out)
+        trained, held = (self.batches if side is None else side for side in sides)
+        alone = replace(self, held_out=None, trained_on=None)
+        return replace(alone, batches=trained), replace(alone, batches=held)
 
     @property
     def device(self) -> torch.device:

@@ -147,9 +147,8 @@ def _trace(tables: Tables) -> xr.Dataset:
             tables.table("length").nan_to_num(0).amax(1), ("sample",), "valid timesteps", "timestep"
         ),
     }
-    residual = tables.table("residual")
     return xr.Dataset(variables, {**tables.coordinates(), "gate": names}).assign_attrs(
-        replay_residual=float(residual[~residual.isnan()].max()), **tables.remarks
+        replay_residual=tables.worst("residual"), **tables.remarks
     )
 
 

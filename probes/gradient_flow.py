@@ -3,8 +3,7 @@
 Shapes: B sample, P parameter.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from operator import length_hint
 from typing import ClassVar
@@ -16,14 +15,11 @@ from probes.base import Batch, Progress, Subject, call, silent, variable
 from probes.errors import AnalyzerError, NotApplicable
 from probes.layer_rows import WHOLE, Pass, table
 from probes.objective import describe, sample_losses
-from probes.recurrent.naming import recurrent_modules
-from probes.recurrent.record import Recordings
-from probes.recurrent.split import recorded
 from probes.taps import leaf_modules, untouched, with_leaves
 from probes.weight_gradient.interception import ApartError, SampleGradients, differentiate
 from probes.weight_gradient.ledger import Ledger
 from probes.weight_gradient.parameters import ParameterGradients
-from probes.weight_gradient.recurrent import RecurrentWeights
+from probes.weight_gradient.recurrent import RecurrentWeights, factors_recorded
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ def _run(subject: Subject, batch: Batch, gradients: ParameterGradients) -> Pass:
     inputs, leaves = with_leaves(batch.inputs)
     with (
         mode,
-        _engine(subject.model) as recordings,
+        factors_recorded(subject.model) as recordings,
         one.watching(subject.model),
     ):
         outputs = call(subject.model, inputs)
@@ -127,16 +123,6 @@ def _run(subject: Subject, batch: Batch, gradients: ParameterGradients) -> Pass:
     recurrent.deposit(states)
     gradients.add(ledger, found)
     return one
-
-
-@contextmanager
-def _engine(model: nn.Module) -> Iterator[Recordings | None]:
-    """Record the states of recurrent layers, where there are any."""
-    if not recurrent_modules(model):
-        yield None
-        return
-    with recorded(model, keep="factors", weights=True, required=False) as recordings:
-        yield recordings
 
 
 def _parameters(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[str]]:

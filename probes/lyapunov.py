@@ -82,7 +82,6 @@ def _trace(tables: Tables) -> xr.Dataset:
     """Label what was measured."""
     dims = ("sample", "layer", "exponent")
     exponent_BLV = tables.table("exponent")
-    residual = tables.table("residual")
     unit = "1 / timestep"
     variables = {
         "exponents": variable(exponent_BLV, dims, "Lyapunov exponent", unit),
@@ -96,5 +95,5 @@ def _trace(tables: Tables) -> xr.Dataset:
     }
     places = {**tables.coordinates(), "exponent": range(1, exponent_BLV.shape[2] + 1)}
     return xr.Dataset(variables, places).assign_attrs(
-        replay_residual=float(residual[~residual.isnan()].max()), **tables.remarks
+        replay_residual=tables.worst("residual"), **tables.remarks
     )

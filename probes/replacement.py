@@ -148,7 +148,8 @@ class Replacement:
             result = self._result(call(subject.model, batch.inputs), batch)
         change = (result - self.results[index]).double()
         if subject.loss is None:
-            change = 0.5 * change.flatten(1).square().mean(1)
+            # Of an output that is one number for each timestep, one for each sample is left.
+            change = 0.5 * change.reshape(len(change), -1).square().mean(1)
         return change.cpu()
 
     def facts(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from probes import precision
 from probes.base import Batch, Inputs
-from probes.errors import AnalyzerError
+from probes.errors import NotApplicable
 
 
 @contextmanager
@@ -153,7 +153,7 @@ def differentiable(model: nn.Module, batch: Batch) -> Iterator[tuple[Inputs, lis
         if not leaves:
             embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
             if not embeddings:
-                raise AnalyzerError(
+                raise NotApplicable(
                     "the inputs are integers and the model has no torch.nn.Embedding: there is "
                     "nothing to differentiate with respect to"
                 )

@@ -105,9 +105,8 @@ def _listening(model: nn.Module) -> Iterator[_Heard]:
             ) -> None:
                 # What a causal convolution reads is padded, what it returns is not.
                 values = ([*args, *kwargs.values()][:1], output)
-                seen = [
-                    _timesteps(module, tree_leaves(value, is_leaf=_packed)[0]) for value in values
-                ]
+                leaves = [tree_leaves(value, is_leaf=_packed) for value in values]
+                seen = [_timesteps(module, found[0]) for found in leaves if found]
                 stepwise = isinstance(module, nn.RNNBase) and set(seen) == {1}
                 if stepwise or isinstance(module, nn.RNNCellBase):
                     heard.single[name] += 1

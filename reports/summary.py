@@ -17,6 +17,8 @@ _WIDE = {
     "command": ("Command", True),
     "data": ("Audit data", True),
     "data_sha256": ("SHA-256", True),
+    "held_out": ("Held-out data", True),
+    "trained_on": ("Training data", True),
     "loader": ("Loader", False),
     "objective": ("Objective", False),
     "determinism": ("Determinism", False),

@@ -11,7 +11,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from analyzer.checkpoint import weights
@@ -24,13 +23,16 @@ from analyzer.checkpoint.contents import (
     dotted,
     joined,
     optimizer,
+    places,
     search,
 )
 from analyzer.checkpoint.formats import recognise
 from analyzer.checkpoint.payloads import payload
+from analyzer.checkpoint.values import finite
 from analyzer.checkpoint.weights import Loading
 from analyzer.checkpoint.wording import listed, printable, refused, shortened
 from analyzer.files import sha256
+from analyzer.imports import in_one_line
 from probes.errors import AnalyzerError
 
 
@@ -105,7 +107,7 @@ def read(
     path = Path(path)
     form = recognise(path)
     held = payload(path, form, allow_globals, trust)
-    contents = search(held)
+    contents = _searched(path, held)
     place, tensors = _weights(path, contents, state_key)
     _check_values(path, tensors)
     others = [dotted(other) for other in contents.weights if not _related(other, place)]
@@ -119,7 +121,7 @@ def read(
         others=tuple(others),
         optimizer=optimizer(contents.optimizers),
         extras=_extras(held, place, tensors),
-        nonfinite=tuple(name for name, tensor in tensors.items() if not _finite(tensor)),
+        nonfinite=tuple(name for name, tensor in tensors.items() if not finite(tensor)),
     )
 
 
@@ -178,34 +180,39 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _searched(path: Path, held: Any) -> Contents:
+    """Find the weights; objects that a trusted file made may raise anything on the way."""
+    try:
+        return search(held)
+    except Exception as error:
+        raise refused(path, f"looking for weights in it raised {in_one_line(error)}") from error
+
+
 def _weights(
     path: Path, contents: Contents, state_key: str | None
 ) -> tuple[Place, dict[str, Tensor]]:
     """Choose the weights: by the user's key, else by their name."""
     if state_key is not None:
         return _weights_at(path, contents, state_key)
-    places = best(contents.weights)
-    if not places:
+    chosen = best(contents.weights)
+    if not chosen:
         raise refused(path, _without_weights(contents))
-    if len(places) > 1:
-        names = listed(_counted(contents, places))
+    if len(chosen) > 1:
+        names = listed(_counted(contents, chosen))
         raise refused(
             path,
-            f"weights in {len(places)} places: {names}: choose with --state-key NAME, or join all "
+            f"weights in {len(chosen)} places: {names}: choose with --state-key NAME, or join all "
             f"of them with --state-key {EVERYTHING}",
         )
-    return places[0], contents.weights[places[0]]
+    return chosen[0], contents.weights[chosen[0]]
 
 
 def _weights_at(path: Path, contents: Contents, key: str) -> tuple[Place, dict[str, Tensor]]:
     """Take the weights at a dotted place, joined if it holds several."""
-    for place, node in contents.nodes.items():
-        if dotted(place) == key:
-            if place in contents.weights:
-                return place, contents.weights[place]
-            tensors = joined(node)
-            if tensors:
-                return place, tensors
+    for place, node in places(contents, key):
+        tensors = contents.weights.get(place) or joined(node)
+        if tensors:
+            return place, tensors
     known = listed(_counted(contents, contents.weights)) or "nowhere"
     raise refused(path, f"no weights at --state-key {key}; there are weights at: {known}")
 
@@ -221,9 +228,8 @@ def _without_weights(contents: Contents) -> str:
     """Say what a file without a state dict holds instead."""
     if () in contents.optimizers:
         return "the state of an optimizer, without weights: give the checkpoint of the model"
-    root = contents.nodes[()]
-    entries = [f"{name} ({_in_words(value)})" for name, value in children(root)]
-    held = f"entries {listed(entries)}" if entries else _in_words(root)
+    entries = listed(f"{name} ({_in_words(value)})" for name, value in children(contents.root))
+    held = f"entries {entries}" if entries else _in_words(contents.root)
     advice = "save model.state_dict() with torch.save"
     return f"no weights by name in it, only {held}: {advice}"
 
@@ -235,20 +241,6 @@ def _check_values(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise refused(
             path, f"{listed(empty)} saved from the meta device, without values: save it again"
         )
-
-
-def _finite(tensor: Tensor) -> bool:
-    """Tell whether every value is a number; quantised values always are."""
-    if tensor.is_quantized or not (tensor.is_floating_point() or tensor.is_complex()):
-        return True
-    if tensor.is_sparse:
-        tensor = tensor.coalesce().values()
-    for axis, stride in enumerate(tensor.stride()):
-        # Expanded axes repeat one value, in a hostile file more often than memory allows.
-        if stride == 0:
-            tensor = tensor.narrow(axis, 0, min(1, tensor.shape[axis]))
-    # torch has no isfinite for some 8-bit types.
-    return bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all())
 
 
 def _related(place: Place, chosen: Place) -> bool:

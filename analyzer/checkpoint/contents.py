@@ -43,19 +43,18 @@ EVERYTHING = "."
 class Contents:
     """The entries of a checkpoint that matter, with the places they were found at."""
 
+    root: Any
     weights: dict[Place, dict[str, Tensor]]
-    nodes: dict[Place, Any]
     optimizers: dict[Place, dict[str, Any]]
 
 
 def search(payload: Any) -> Contents:
-    """Find all state dicts, all optimizer states, and everything that could hold weights."""
-    found = Contents({}, {}, {})
+    """Find all state dicts and all optimizer states."""
+    found = Contents(payload, {}, {})
     named: dict[Place, dict[str, Tensor]] = {}
     for place, node in _walk(payload, (), set()):
         if _is_optimizer(node):
             found.optimizers[place] = dict(node)
-        found.nodes[place] = node
         tensors = _named_tensors(node)
         if any(tensor.dim() for tensor in tensors.values()):
             named[place] = tensors
@@ -82,6 +81,13 @@ def optimizer(found: Mapping[Place, dict[str, Any]]) -> dict[str, Any] | None:
         if len(states) == 1:
             return states[0]
     return None
+
+
+def places(contents: Contents, key: str) -> Iterator[tuple[Place, Any]]:
+    """Yield the entries at a dotted place: more than one if names have dots themselves."""
+    for place, node in _walk(contents.root, (), set()):
+        if dotted(place) == key:
+            yield place, node
 
 
 def joined(node: Any) -> dict[str, Tensor]:
@@ -120,8 +126,13 @@ def _walk(node: Any, place: Place, seen: set[int]) -> Iterator[tuple[Place, Any]
     yield place, node
     if len(place) < DEPTH and not _is_optimizer(node):
         for name, value in children(node):
-            if isinstance(value, Mapping | list | tuple | nn.Module):
+            if isinstance(value, Mapping | list | tuple | nn.Module) and not _is_empty(value):
                 yield from _walk(value, (*place, name), seen)
+
+
+def _is_empty(node: Any) -> bool:
+    """Tell containers without entries, of which hostile files have millions."""
+    return not isinstance(node, nn.Module) and not len(node)
 
 
 def _is_optimizer(node: Any) -> bool:

@@ -105,7 +105,8 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
         if path.is_dir():
             raise refused(path, f"a folder: give the file inside it{_folder_advice(path)}")
         if not path.exists():
-            raise refused(path, "no such file")
+            link = path.is_symlink()
+            raise refused(path, "a link that leads to no file" if link else "no such file")
         if not path.is_file():
             raise refused(path, "not a regular file")
         with path.open("rb") as stream:

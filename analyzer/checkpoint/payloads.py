@@ -14,8 +14,10 @@ from safetensors import safe_open
 from torch.serialization import safe_globals
 
 from analyzer.checkpoint import torchscript
+from analyzer.checkpoint.calls import Unusual
 from analyzer.checkpoint.formats import DATA, Format, content
 from analyzer.checkpoint.pickles import imported, names_asked, unsafe
+from analyzer.checkpoint.rehearsal import Unsupported, rehearse_archive, rehearse_legacy
 from analyzer.checkpoint.wording import cause, damaged, listed, refused
 from analyzer.imports import in_one_line
 from probes.errors import AnalyzerError
@@ -75,8 +77,19 @@ def _to_the_end(path: Path, form: Format, reader: Callable[[], Any]) -> Any:
         return reader()
     except AnalyzerError:
         raise
+    except Unusual as error:
+        text = f"damaged, or more than plain weights ({error}): save the state_dict() alone"
+        raise refused(path, text) from error
+    except Unsupported as error:
+        reason = "it uses more of the pickle format, as a newer pickle_protocol does"
+        raise refused(path, _not_plain(reason)) from error
     except Exception as error:
         raise damaged(path, f"{form} file", error) from error
+
+
+def _not_plain(reason: str) -> str:
+    """Say that torch gives up on a file that holds more than weights."""
+    return f"torch cannot read it as plain weights ({reason}): {_DEFAULT}, or {_EXECUTE}"
 
 
 def _weights_only(path: Path, form: Format, allow_globals: Sequence[str]) -> Any:
@@ -88,6 +101,8 @@ def _weights_only(path: Path, form: Format, allow_globals: Sequence[str]) -> Any
         raise refused(path, f"a pickle that torch.save did not write; {wish}: {_EXECUTE}")
     if missing:
         raise refused(path, f"more than plain weights; {wish}: {_ALLOW}, or {_EXECUTE}")
+    rehearse = rehearse_archive if form is Format.ZIP else rehearse_legacy
+    _to_the_end(path, form, lambda: rehearse(path, {*allow_globals}.__contains__))
     with safe_globals(imported(allow_globals)), path.open("rb") as stream:
         return _to_the_end(path, form, lambda: _load(path, stream))
 
@@ -107,11 +122,7 @@ def _load(path: Path, stream: IO[bytes]) -> Any:
     try:
         return torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = cause(error)
-        if "Unsupported operand" in reason:
-            reason = "it uses more of the pickle format, as a newer pickle_protocol does"
-        text = f"torch cannot read it as plain weights ({reason}): {_DEFAULT}, or {_EXECUTE}"
-        raise refused(path, text) from error
+        raise refused(path, _not_plain(cause(error))) from error
 
 
 def _executed(path: Path, form: Format) -> Any:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -12,16 +13,27 @@ from torch import Tensor
 
 from analyzer.checkpoint.formats import DATA, content
 from analyzer.checkpoint.pickles import names_asked
+from analyzer.checkpoint.rehearsal import rehearse_archive
 
 _STATE = re.compile(r"[^/]+/(data\.pkl|data/.*|version|byteorder)")
 """What ``torch.save`` writes too; the rest is code."""
 
 _CLASS = re.compile(
-    r"^class (\w+)\(Module\):\s+__parameters__ = \[(.*?)\]\s+__buffers__ = \[(.*?)\]",
-    re.MULTILINE | re.DOTALL,
+    r"^class (\w+)\(Module\):\s+__parameters__ = \[([^][]*)\]\s+__buffers__ = \[([^][]*)\]",
+    re.MULTILINE,
 )
 
-_TYPED = ("intlist", "doublelist", "boollist", "tensorlist")
+_TYPES = tuple(
+    f"torch.jit._pickle.{name}"
+    for name in (
+        *("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist"),
+        "restore_type_tag",
+    )
+)
+"""Functions that say of which type a value is."""
+
+TENSORS = 100_000
+"""Names of tensors in one archive; objects that share others can have more than fit anywhere."""
 
 
 class _Object:
@@ -45,6 +57,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
     Exception
         Of any kind, where the archive is damaged.
     """
+    rehearse_archive(path, _is_scripted)
     file = BytesIO()
     with ZipFile(path) as archive, ZipFile(file, "w") as plain:
         saved = dict(_saved(archive))
@@ -56,7 +69,15 @@ def tensors(path: Path) -> dict[str, Tensor]:
     file.seek(0)
     with torch.serialization.safe_globals([*_stand_ins(asked, saved)]):
         root = torch.load(file, map_location="cpu", weights_only=True)
-    return dict(_named(root, ""))
+    named = dict(islice(_named(root, ""), TENSORS + 1))
+    if len(named) > TENSORS:
+        raise ValueError(f"more than {TENSORS} tensors")
+    return named
+
+
+def _is_scripted(name: str) -> bool:
+    """Tell the names for which there are stand-ins."""
+    return name.startswith("__torch__.") or name in _TYPES
 
 
 def _saved(archive: ZipFile) -> Iterator[tuple[str, frozenset[str]]]:
@@ -75,12 +96,11 @@ def _stand_ins(
 ) -> Iterator[tuple[Any, str]]:
     """Yield what is used for each name that the archive asks for: nothing of its own."""
     for module, name in asked:
-        if module.split(".")[0] == "__torch__":
-            full = f"{module}.{name}"
+        full = f"{module}.{name}"
+        if full in _TYPES:
+            yield _same, full
+        elif _is_scripted(full):
             yield type(name, (_Object,), {"saved": saved.get(full)}), full
-    for kind in _TYPED:
-        yield _same, f"torch.jit._pickle.build_{kind}"
-    yield _same, "torch.jit._pickle.restore_type_tag"
 
 
 def _same(value: Any, _: Any = None) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -190,7 +191,9 @@ def _unlike(renamed: State, state: State) -> Iterator[tuple[str, str]]:
         # torch before 0.4 wrote scalars as one-element vectors, and still reads them.
         if ours.shape != theirs.shape and (ours.shape, theirs.shape) != ((1,), ()):
             yield name, f"{name} {_sizes(ours)} in the file, {_sizes(theirs)} in the model"
-        elif _continuous(theirs) and not _continuous(ours):
+        elif ours.layout is not theirs.layout:
+            yield name, f"{name} {_layout(ours)} in the file, {_layout(theirs)} in the model"
+        elif _lossy(ours, theirs):
             yield name, f"{name} {_kind(ours)} in the file, {_kind(theirs)} in the model"
 
 
@@ -204,9 +207,16 @@ def _kind(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _continuous(tensor: Tensor) -> bool:
-    """Tell real and complex numbers from integers, which in place of them mean quantised."""
-    return tensor.is_floating_point() or tensor.is_complex()
+def _layout(tensor: Tensor) -> str:
+    """Write how values are laid out in memory."""
+    return "dense" if tensor.layout is torch.strided else str(tensor.layout).removeprefix("torch.")
+
+
+def _lossy(ours: Tensor, theirs: Tensor) -> bool:
+    """Tell integers in place of real numbers, which mean quantised, and complex ones."""
+    if theirs.is_complex():
+        return not (ours.is_floating_point() or ours.is_complex())
+    return ours.is_complex() or (theirs.is_floating_point() and not ours.is_floating_point())
 
 
 def _tied(state: State, absent: Set[str]) -> set[str]:

@@ -1,6 +1,7 @@
 """What is said of a file that cannot be used: one line, whatever its names contain."""
 
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from probes.errors import AnalyzerError
@@ -42,6 +43,7 @@ def shortened(text: str) -> str:
 
 def listed(names: Iterable[str], limit: int = 8) -> str:
     """Join the first names, and say how many more there are."""
-    every = [shortened(printable(name)) for name in names]
-    more = len(every) - limit
-    return ", ".join(every[:limit]) + (f" and {more} more" if more > 0 else "")
+    every = iter(names)
+    first = [shortened(printable(name)) for name in islice(every, limit)]
+    more = sum(1 for _ in every)
+    return ", ".join(first) + (f" and {more} more" if more else "")

@@ -52,6 +52,9 @@ def subject_flags(
     held_out: Annotated[
         str, typer.Option(help="Data the model was not trained on, where --data are training data.")
     ] = "",
+    trained_on: Annotated[
+        str, typer.Option(help="Data the model was trained on, where --data are not.")
+    ] = "",
     loss: Annotated[str, typer.Option(help="Loss of torch.nn.functional, or a callable.")] = "",
     output: Annotated[
         str, typer.Option(help="Part of the model's outputs that is the prediction.")

@@ -14,6 +14,7 @@ SPECS = {
         checkpoint=_HERE / f"{name}.pt",
         model=f"analyzer.demo.networks:{network}",
         data=str(_HERE / "heartbeats.npz"),
+        trained_on="analyzer.demo.beats:trained_on",
         loss="cross_entropy",
         time_axis=1,
     )

@@ -14,12 +14,14 @@ from analyzer.rules.attribution import attribution
 from analyzer.rules.depth_contribution import depth_contribution
 from analyzer.rules.effective_field import effective_field
 from analyzer.rules.gates import gates
+from analyzer.rules.generalization import generalization
 from analyzer.rules.gradient_flow import gradient_flow
 from analyzer.rules.lag_profile import lag_profile
 from analyzer.rules.layer_conductance import layer_conductance
 from analyzer.rules.layers_or_time import layers_or_time
 from analyzer.rules.lyapunov import lyapunov
 from analyzer.rules.memory_capacity import memory_capacity
+from analyzer.rules.memory_footprint import memory_footprint
 from analyzer.rules.memory_horizon import memory_horizon
 from analyzer.rules.reach import reach
 from analyzer.rules.receptive_field import receptive_field
@@ -29,6 +31,8 @@ from analyzer.rules.timestep_contribution import timestep_contribution
 from analyzer.rules.timestep_gradient import timestep_gradient
 from analyzer.rules.truncation import truncation
 from analyzer.rules.unproductive_depth import unproductive_depth
+from analyzer.rules.update_ratio import update_ratio
+from analyzer.rules.width import width
 
 Rule = Callable[[xr.Dataset, Limits], Iterator[Finding]]
 
@@ -53,6 +57,10 @@ RULES: dict[str, Rule] = {
         trace, limits.timestep_contribution
     ),
     "truncation": lambda trace, limits: truncation(trace, limits.truncation),
+    "generalization": lambda trace, limits: generalization(trace, limits.generalization),
+    "width": lambda trace, limits: width(trace, limits.width),
+    "memory_footprint": lambda trace, limits: memory_footprint(trace, limits.memory_footprint),
+    "update_ratio": lambda trace, limits: update_ratio(trace, limits.update_ratio),
 }
 """Probe name -> the rule for its trace."""
 
@@ -73,6 +81,10 @@ TITLES = {
     "memory_capacity": "Linear memory capacity",
     "timestep_contribution": "Timesteps that train",
     "truncation": "Truncation",
+    "generalization": "Generalization",
+    "width": "Width",
+    "memory_footprint": "Memory of training",
+    "update_ratio": "Updates beside weights",
 }
 """What the diagnostic of a probe that did not run is called."""
 

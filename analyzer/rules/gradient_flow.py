@@ -9,6 +9,7 @@ import xarray as xr
 from analyzer.findings import Finding, Severity
 from analyzer.limits import GradientFlowLimits, source_of
 from analyzer.rules.gradient_noise import gradient_noise
+from analyzer.rules.numerical_health import numerical_health
 from analyzer.rules.verdicts import Estimate, at_most, listed
 from analyzer.statistics import bootstrap_interval
 
@@ -37,7 +38,7 @@ def gradient_flow(trace: xr.Dataset, limits: GradientFlowLimits) -> Iterator[Fin
     Finding
         At least two: numerical health and the trend.
     """
-    yield _numerical_health(trace)
+    yield numerical_health(trace)
     yield _over_depth(trace, limits)
     yield from _blocked(trace)
     yield from gradient_noise(trace, limits)
@@ -93,47 +94,6 @@ def weighted(trace: xr.Dataset) -> xr.Dataset:
     deep = [not any(word in kind for word in SCALING) for kind in kinds]
     forward = [not name.endswith(".reverse") for name in names]
     return trace.isel(layer=np.flatnonzero(own & np.array(deep) & np.array(forward)))
-
-
-def _numerical_health(trace: xr.Dataset) -> Finding:
-    """FAIL on the first layer whose activations or gradients are infinite or undefined."""
-    rows = trace.isel(layer=np.flatnonzero(trace["per_sample"].to_numpy() == 1))
-    activation = rows["activation"].transpose("sample", "layer").to_numpy()
-    gradient = rows["activation_gradient"].transpose("sample", "layer").to_numpy()
-    # A layer that ran but got no gradient in any sample is not measured, which is not broken.
-    undefined = np.isnan(gradient) & ~np.isnan(gradient).all(0)
-    share = (~np.isfinite(activation) | undefined | np.isinf(gradient)).mean(0)
-    names = [str(name) for name in rows["layer"].to_numpy()[share > 0]]
-    samples = trace.sizes["sample"]
-    if not names:
-        return Finding(
-            code="numerical-health",
-            probe=PROBE,
-            severity=Severity.PASS,
-            title="Numerical health",
-            message=f"all activations and gradients are finite in {samples} samples",
-            value=0.0,
-            limit=0.0,
-            relation="<=",
-            limit_source="by definition",
-            samples=samples,
-        )
-    return Finding(
-        code="numerical-health",
-        probe=PROBE,
-        severity=Severity.FAIL,
-        title="Numerical health",
-        message=f"NaN or infinity first appears at {names[0]}, in {share[share > 0][0]:.0%} of "
-        "the samples",
-        meaning="Nothing computed from these samples can be trusted, the prediction included.",
-        action=f"Check the weights of {names[0]} and the range of the inputs that reach it.",
-        value=float(share.max()),
-        limit=0.0,
-        relation="<=",
-        limit_source="by definition",
-        samples=samples,
-        where=tuple(names),
-    )
 
 
 def _over_depth(trace: xr.Dataset, limits: GradientFlowLimits) -> Finding:

@@ -32,10 +32,26 @@ def receptive_field(trace: xr.Dataset, limits: ReceptiveFieldLimits) -> Iterator
         what they slide over, and unknown fields.
     """
     convolutions = trace.isel(layer=np.flatnonzero(sliding(trace)))
-    yield _coverage(convolutions)
-    yield _unproductive(convolutions, limits)
-    yield from _wide(convolutions)
+    if convolutions.sizes["layer"]:
+        yield _coverage(convolutions)
+        yield _unproductive(convolutions, limits)
+        yield from _wide(convolutions)
+    else:
+        yield _functions_only()
     yield from _unknown(trace)
+
+
+def _functions_only() -> Finding:
+    """Say that no layer is there to name."""
+    return Finding(
+        code="theoretical-field",
+        probe=PROBE,
+        severity=Severity.INCONCLUSIVE,
+        title="Theoretical field",
+        message="the model calls its convolutions as functions, not as modules",
+        meaning="Fields are told of modules; there is none that slides over the input.",
+        action="Make modules of them (torch.nn.Conv1d, Conv2d, ...) to see the field of each.",
+    )
 
 
 def sliding(trace: xr.Dataset) -> np.ndarray:

@@ -186,7 +186,7 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def recur(self, func: Any, args: Sequence[Any], outs: list[Tensor]) -> None:
         """Store the fields of what a recurrent layer or cell returned."""
-        tensors = [leaf for leaf in tree_leaves(args[:3]) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
         if all(self.fields(tensor) is None for tensor in tensors):
             return
         rule = RECURRENT[func]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from probes.field.intervals import Field, Span, accumulate, contract, everything, union
 
@@ -32,21 +33,36 @@ BOTH = "recurrence over every earlier and later position"
 def layer(args: Sequence[Any], lookup: Lookup, outs: list[Tensor], where: str) -> list[Field]:
     """Field of the outputs of a recurrent layer: the sequence, then the final states.
 
-    Each timestep depends on those before it, in a bidirectional layer on all. ``args`` are those
-    of ``torch.lstm`` and its relatives, whose last three or four say how time is laid out.
+    Each timestep depends on those before it, in a bidirectional layer on all, and every one on the
+    initial states. ``args`` are those of ``torch.lstm`` and its relatives, whose last three or four
+    say how time is laid out.
     """
     packed = isinstance(args[1], Tensor) and not args[1].is_floating_point()
-    bidirectional = args[-1] if packed else args[-2]
+    both = bool(args[-1] if packed else args[-2])
     time = 0 if packed or not args[-1] or args[0].dim() == 2 else 1
-    cause = f"{BOTH if bidirectional else EARLIER} in {where or 'the model itself'}"
-    field = lookup(args[0])
-    assert field is not None
-    sequence = tuple(_unrolled(span, time, cause, both=bool(bidirectional)) for span in field)
-    finals = [
-        tuple(everything([s], out.dim(), s.cause, known=s.known) for s in sequence)
-        for out in outs[1:]
-    ]
-    return [sequence, *finals]
+    cause = f"{BOTH if both else EARLIER} in {where or 'the model itself'}"
+    own, others = lookup(args[0]), _known(args[1:], lookup)
+    parts: list[Field] = []
+    if own is not None:
+        parts.append(tuple(_unrolled(span, time, cause, both=both) for span in own))
+    if others:
+        parts.append(_all(others, outs[0].dim(), cause))
+    sequence = tuple(union(spans) for spans in zip(*parts, strict=True))
+    return [sequence, *(_all([sequence], out.dim(), "") for out in outs[1:])]
+
+
+def _known(args: Sequence[Any], lookup: Lookup) -> list[Field]:
+    """Fields of all tensors among some arguments that have one: states, perhaps weights."""
+    fields = (lookup(leaf) for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+    return [field for field in fields if field is not None]
+
+
+def _all(fields: Sequence[Field], ndim: int, cause: str) -> Field:
+    """Depend on all that any element of any tensor depends on; by its own cause if none is told."""
+    return tuple(
+        everything(spans, ndim, cause or spans[0].cause, known=all(s.known for s in spans))
+        for spans in zip(*fields, strict=True)
+    )
 
 
 def _unrolled(span: Span, time: int, cause: str, *, both: bool) -> Span:
@@ -59,10 +75,10 @@ def _unrolled(span: Span, time: int, cause: str, *, both: bool) -> Span:
 
 def cell(args: Sequence[Any], lookup: Lookup, outs: list[Tensor], where: str) -> list[Field]:
     """Field of the new states: of the input and of the states before, whatever the unit."""
-    states = args[1] if isinstance(args[1], list | tuple) else [args[1]]
-    fields = [known for known in map(lookup, [args[0], *states]) if known is not None]
     cause = f"{EARLIER} in {where or 'the model itself'}"
-    now = lookup(args[0])
+    now, fields = lookup(args[0]), _known(args[:2], lookup)
+    if not fields:
+        return [_all(_known(args[2:], lookup), outs[0].dim(), cause)] * len(outs)
     result = []
     for axis, spans in enumerate(zip(*fields, strict=True)):
         flat = [contract(span, [span.low.ndim - 1], cause) for span in spans]

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from probes import objective
 from probes.base import Batch, Inputs, Subject, call
+from probes.errors import AnalyzerError
 from probes.footprint.storages import Storages
 from probes.layer_rows import WHOLE
 
@@ -29,9 +30,12 @@ class Running:
     """Which module runs, and the memory that a gradient takes where it goes through one."""
 
     stack: list[str] = field(default_factory=list)
-    calls: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, None] = field(default_factory=dict)
+    """Modules in the order in which they first saved something or returned."""
     passing: dict[str, int] = field(default_factory=dict)
     """Gradient of a module's output and of its input, of its largest call [byte]."""
+    spare: dict[str, int] = field(default_factory=dict)
+    """Part of a workspace that only the backward pass of a module uses, of its largest [byte]."""
     timesteps: dict[str, int] = field(default_factory=dict)
     """What recurrent modules read, in all calls."""
 
@@ -60,12 +64,29 @@ class Running:
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Note what a call had in and out."""
         name = self.stack.pop()
-        self.calls[name] = self.calls.get(name, 0) + 1
-        passing = sum(map(nbytes, _differentiable((inputs, output))))
+        self.rows.setdefault(name)
+        passing = _passing(module, _differentiable(inputs), _differentiable(output))
+        passing += self.spare.get(name, 0)
         self.passing[name] = max(self.passing.get(name, 0), passing)
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             steps = _timesteps(module, tree_leaves(inputs, is_leaf=_packed)[0])
             self.timesteps[name] = self.timesteps.get(name, 0) + steps
+
+
+def _passing(module: nn.Module, inputs: list[Tensor], outputs: list[Tensor]) -> int:
+    """Size of the gradients of a module's output and input, which are there together."""
+    whole = sum(map(nbytes, [*inputs, *outputs]))
+    if not isinstance(module, nn.RNNBase) or not outputs:
+        return whole
+    # Within a stack, input and output of a layer are both as wide as its output. Without cuDNN,
+    # and but for the LSTM, the gradients of all gates of all timesteps are there at once.
+    gates = 1 if outputs[0].is_cuda else _GATES.get(module.mode, 1)
+    within = 2 if int(module.num_layers) > 1 else 1
+    return max(whole, max(gates, within) * nbytes(outputs[0]))
+
+
+_GATES = {"GRU": 3}
+"""Gates whose gradients torch keeps for all timesteps."""
 
 
 def _packed(value: Any) -> bool:
@@ -79,7 +100,8 @@ def _timesteps(module: nn.Module, first: Any) -> int:
         return 1
     if isinstance(first, PackedSequence):
         return len(first.batch_sizes)
-    return int(first.shape[int(module.batch_first) if first.dim() == 3 else 0])
+    batch_first: Any = module.batch_first
+    return int(first.shape[int(batch_first) if first.dim() == 3 else 0])
 
 
 def _differentiable(values: Any) -> list[Tensor]:
@@ -92,7 +114,12 @@ def nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-class Live(TorchDispatchMode):
+FILLED = 5
+"""Outputs' worth of a workspace of oneDNN's LSTM that its forward pass fills: four gates and the
+cell state. The rest, twice as much, is memory of the process only once backward writes to it."""
+
+
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows every storage that an operation makes until it is freed.
 
     Parameters
@@ -101,11 +128,13 @@ class Live(TorchDispatchMode):
         Where they are counted.
     running : Running
         Says who makes them.
+    spare : dict of int to int
+        Filled with the unused bytes of storages, by their ids.
     """
 
-    def __init__(self, storages: Storages, running: Running) -> None:
-        super().__init__()
-        self.storages, self.running = storages, running
+    def __init__(self, storages: Storages, running: Running, spare: dict[int, int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.storages, self.running, self.spare = storages, running, spare
         self.peak = 0
         self.place = ""
         """Module that ran at the peak."""
@@ -115,12 +144,36 @@ class Live(TorchDispatchMode):
     ) -> Any:
         """Run an operation, and count what it returned."""
         result = function(*args, **(kwargs or {}))
+        within = 0
+        if function is torch.ops.aten.mkldnn_rnn_layer.default:
+            within = self._within(result[0], result[3])
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.storages.add(leaf, self.running.name)
-        if self.storages.total > self.peak:
-            self.peak, self.place = self.storages.total, self.running.name
+        now = self.storages.total + within
+        if function is torch.ops.aten.mkldnn_rnn_layer_backward.default:
+            now += sum(self.spare.pop(_key(leaf), 0) for leaf in args if isinstance(leaf, Tensor))
+        if now > self.peak:
+            self.peak, self.place = now, self.running.name
         return result
+
+    def _within(self, output: Tensor, workspace: Tensor | None) -> int:
+        """Note what forward leaves unused of a workspace; size what it needs without one.
+
+        Without gradients oneDNN makes room for the states of all timesteps, and frees it.
+        """
+        if workspace is None:
+            return nbytes(output)
+        spare = max(0, nbytes(workspace) - FILLED * nbytes(output))
+        self.spare[_key(workspace)] = spare
+        name = self.running.name
+        self.running.spare[name] = max(self.running.spare.get(name, 0), spare)
+        return 0
+
+
+def _key(tensor: Tensor) -> int:
+    """Tell storages apart."""
+    return id(tensor.untyped_storage())
 
 
 @dataclass(frozen=True)
@@ -129,6 +182,8 @@ class Training:
 
     saved: dict[str, int]
     """Saved for backward, by the module that saved it first."""
+    gradients: dict[str, int]
+    """Of the parameters that the loss depends on."""
     running: Running
     peak: int
     """Most that was alive at once beside parameters, buffers and inputs; gradients included."""
@@ -152,9 +207,11 @@ def training(subject: Subject, batch: Batch) -> Training:
     """Run forward, loss and backward in the model's present mode."""
     model = subject.model
     running, held = Running(), _held(model, batch.inputs)
-    saved, live = Storages(held), Live(Storages(held), running)
+    spare: dict[int, int] = {}
+    saved, live = Storages(held, spare), Live(Storages(held, spare), running, spare)
 
     def pack(tensor: Tensor) -> Tensor:
+        running.rows.setdefault(running.name)
         saved.add(tensor, running.name)
         return tensor
 
@@ -166,10 +223,18 @@ def training(subject: Subject, batch: Batch) -> Training:
             loss = objective.sample_losses(subject, outputs, batch).mean()
         del outputs
         rows = {name: size for name, size in saved.bytes.items() if size}
+        if not loss.requires_grad:
+            raise AnalyzerError(
+                "the loss does not depend on any parameter that requires a gradient: the model "
+                "runs under torch.no_grad, or it or the loss detaches its result"
+            )
         torch.autograd.backward(loss)
-    for weight in model.parameters():
-        weight.grad = None
-    return Training(rows, running, live.peak, allocator.peak)
+    gradients = {
+        name: nbytes(weight.grad)
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
+    }
+    return Training(rows, gradients, running, live.peak, allocator.peak)
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -180,7 +245,7 @@ def _same(tensor: Tensor) -> Tensor:
 def serving(subject: Subject, batch: Batch) -> Serving:
     """Run forward without gradients in the model's present mode."""
     running = Running()
-    live = Live(Storages(_held(subject.model, batch.inputs)), running)
+    live = Live(Storages(_held(subject.model, batch.inputs)), running, {})
     with (
         _allocated(subject.device) as allocator,
         torch.no_grad(),

@@ -2,7 +2,7 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,11 +15,14 @@ class Storages:
     ----------
     ignored : iterable of Tensor
         Tensors whose storages do not count.
+    spare : mapping of int to int, optional
+        Bytes of a storage, by its id, that are not used yet.
     """
 
-    def __init__(self, ignored: Iterable[Tensor]) -> None:
+    def __init__(self, ignored: Iterable[Tensor], spare: Mapping[int, int] | None = None) -> None:
         self.bytes: Counter[str] = Counter()
         self.total = 0
+        self._spare = {} if spare is None else spare
         # Held, so that no other storage takes the place of one of them in memory.
         self._ignored = {id(held): held for held in (t.untyped_storage() for t in ignored)}
         self._seen: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
@@ -32,7 +35,8 @@ class Storages:
         if tensor.layout is not torch.strided:
             return
         storage = tensor.untyped_storage()
-        key, size = id(storage), storage.nbytes()
+        key = id(storage)
+        size = storage.nbytes() - self._spare.get(key, 0)
         if key in self._ignored or (key in self._seen and self._seen[key][1] == size):
             return
         if key in self._seen:

@@ -277,8 +277,12 @@ def _norm(state: State) -> Tensor:
 
 
 def _spectral_norm(states: Sequence[State]) -> Tensor:
-    """Largest singular value of the rows by the states of all layers: (B,)."""
+    """Largest singular value of the rows by the states of all layers: (B,); nan of nan."""
     parts = [part for state in states for part in state if part is not None]
     rows_BVS = torch.cat(parts, -1).double()
-    norms_B: Tensor = torch.linalg.eigvalsh(rows_BVS @ rows_BVS.mT)[:, -1].clamp_min(0).sqrt()
+    gram_BVV = rows_BVS @ rows_BVS.mT
+    # LAPACK fails on the whole batch for one sample.
+    finite_B = gram_BVV.isfinite().flatten(1).all(1)
+    values_BV = torch.linalg.eigvalsh(gram_BVV.where(finite_B[:, None, None], 0))
+    norms_B: Tensor = values_BV[:, -1].clamp_min(0).sqrt().where(finite_B, torch.nan)
     return norms_B

@@ -2,14 +2,15 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from probes.errors import AnalyzerError
+from probes.errors import AnalyzerError, NotApplicable
 
 _SCRIPTED = re.compile(r"aten::(lstm|gru|rnn_tanh|rnn_relu)(_cell)?\(")
 
@@ -67,6 +68,50 @@ def refuse(where: str, tensors: list[Tensor]) -> None:
         raise AnalyzerError(
             f"{where} computes in {', '.join(sorted(narrow))}: convert the model to float32"
         )
+
+
+@contextmanager
+def calls_of(modules: Mapping[str, nn.Module]) -> Iterator[set[str]]:
+    """Collect the names of the modules that are called inside the block."""
+    called: set[str] = set()
+    with ExitStack() as stack:
+        for name, module in modules.items():
+
+            def note(_module: nn.Module, _args: object, _out: object, name: str = name) -> None:
+                called.add(name)
+
+            stack.callback(module.register_forward_hook(note).remove)
+        yield called
+
+
+def refuse_unseen(modules: Collection[str], called: Collection[str]) -> None:
+    """Say why no recurrent operation was seen.
+
+    Parameters
+    ----------
+    modules, called : collection of str
+        Recurrent modules of the model, and those of them that were called.
+
+    Raises
+    ------
+    NotApplicable
+        There are none, or none was called.
+    AnalyzerError
+        They compute in another way than torch's own.
+    """
+    if not modules:
+        raise NotApplicable(
+            "the model runs no recurrent layer of torch (LSTM, GRU, RNN or their cells)"
+        )
+    if not called:
+        raise NotApplicable(
+            f"the model has recurrent layers ({', '.join(modules)}) but ran none of them with this "
+            "data"
+        )
+    raise AnalyzerError(
+        f"{', '.join(sorted(called))} ran without the recurrent operation of torch, so that the "
+        "steps cannot be seen: a forward method of its own?"
+    )
 
 
 def callers() -> Iterator[FrameType]:

@@ -16,12 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from probes.errors import AnalyzerError, NotApplicable
+from probes.errors import AnalyzerError
 from probes.recurrent.clock import Clock
 from probes.recurrent.layer import Fused, Plan, RecurrentLayer
 from probes.recurrent.naming import Names, recurrent_modules
 from probes.recurrent.record import Keep, Recordings, Segment, Site
-from probes.recurrent.refusals import callers, refuse, refuse_scripted
+from probes.recurrent.refusals import (
+    callers,
+    calls_of,
+    refuse,
+    refuse_scripted,
+    refuse_unseen,
+)
 
 _VF: Any = torch._VF
 _CLASSES = {"lstm": "LSTM", "gru": "GRU", "rnn_tanh": "RNN", "rnn_relu": "RNN"}
@@ -73,23 +79,16 @@ def recorded(
     AnalyzerError
         A recurrent layer runs where it cannot be measured; the message names it.
     NotApplicable
-        No recurrent layer of torch ran, and the model has none.
+        No recurrent layer of torch ran.
     """
     refuse_scripted(model)
     recordings = Recordings(keep)
     recordings.pulses = {} if pulses else None
-    with _Interception(model, recordings, weights):
-        yield recordings
-    if recordings.segments or not required:
-        return
     modules = recurrent_modules(model)
-    if not modules:
-        raise NotApplicable(
-            "the model runs no recurrent layer of torch (LSTM, GRU, RNN or their cells)"
-        )
-    raise AnalyzerError(
-        f"the model has recurrent layers ({', '.join(modules)}) but ran none of them with this data"
-    )
+    with calls_of(modules) as called, _Interception(model, recordings, weights):
+        yield recordings
+    if required and not recordings.segments:
+        refuse_unseen(modules, called)
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,6 +73,12 @@ class Tables:
             tables.append(table)
         return torch.cat(tables)
 
+    def worst(self, name: str) -> float:
+        """Return the largest value of one measurement; nan where there is none."""
+        values = self.table(name)
+        known = values[~values.isnan()]
+        return float(known.max()) if known.numel() else float("nan")
+
     def coordinates(self) -> dict[str, Any]:
         """Label layers: name, kind, size of the hidden state, and direction."""
         return coordinates(self.units)

@@ -17,14 +17,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.utils._pytree import tree_leaves, tree_map
 
 from probes.base import Batch, Subject, call
-from probes.errors import AnalyzerError, NotApplicable
+from probes.errors import AnalyzerError
 from probes.layout import Layout
 from probes.recurrent.clock import Clock
 from probes.recurrent.layer import Fused, Plan
 from probes.recurrent.naming import recurrent_modules
 from probes.recurrent.reading import Reading
 from probes.recurrent.record import Recordings, Site
-from probes.recurrent.refusals import refuse_scripted
+from probes.recurrent.refusals import calls_of, refuse_scripted, refuse_unseen
 from probes.recurrent.split import _Interception
 
 
@@ -138,24 +138,16 @@ def observed(model: nn.Module) -> Iterator[list[_LayerCall]]:
     Raises
     ------
     NotApplicable
-        No recurrent layer of torch ran, and the model has none.
+        No recurrent layer of torch ran.
     AnalyzerError
-        A recurrent layer runs where it cannot be read, or none ran.
+        A recurrent layer runs where it cannot be read.
     """
     refuse_scripted(model)
-    watch = _Watch(model)
-    with watch:
+    watch, modules = _Watch(model), recurrent_modules(model)
+    with calls_of(modules) as called, watch:
         yield watch.calls
-    modules = recurrent_modules(model)
-    if not watch.calls and not modules:
-        raise NotApplicable(
-            "the model runs no recurrent layer of torch (LSTM, GRU, RNN or their cells)"
-        )
     if not watch.calls:
-        raise AnalyzerError(
-            f"the model has recurrent layers ({', '.join(modules)}) but ran none of them with "
-            "this data"
-        )
+        refuse_unseen(modules, called)
 
 
 class _Watch(_Interception):

@@ -3,17 +3,30 @@
 Shapes: T timestep, B sample, G row of all gates, I input feature.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import nn
 
 from probes.recurrent.bptt import Factor
+from probes.recurrent.naming import recurrent_modules
 from probes.recurrent.record import Recordings, Site, StateGradients
+from probes.recurrent.split import recorded
 from probes.weight_gradient.contribution import Contribution, Formed
 from probes.weight_gradient.ledger import Ledger
 from probes.weight_gradient.product import Product
 
 _PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+
+
+@contextmanager
+def factors_recorded(model: nn.Module) -> Iterator[Recordings | None]:
+    """Record what the gradients of recurrent weights are made of; None without such layers."""
+    if not recurrent_modules(model):
+        yield None
+        return
+    with recorded(model, keep="factors", weights=True, required=False) as recordings:
+        yield recordings
 
 
 class RecurrentWeights:

@@ -29,6 +29,10 @@ SECTIONS = (
     "depth_contribution",
     "attribution",
     "layer_conductance",
+    "generalization",
+    "width",
+    "memory_footprint",
+    "update_ratio",
 )
 """Probes in the order of their sections; each has a module of the same name in this folder."""
 

@@ -64,6 +64,25 @@ def test_weights_and_data_are_those_of_the_files(spec):
     assert loaded.provenance["data"] == "data.npz"
 
 
+def test_the_other_side_of_a_split_comes_from_a_file_or_a_callable(spec):
+    alone = load_subject(spec)
+    assert alone.subject.sides() is None
+    assert not {"held_out", "trained_on"} & set(alone.provenance)
+    home = spec.model.rpartition(":")[0]
+    data = Path(spec.data)
+    np.savez(data.with_name("other.npz"), inputs=np.zeros((7, 2), np.float32))
+    loaded = load_subject(
+        replace(spec, batch_size=4, held_out=str(data.with_name("other.npz")), max_samples=6)
+    )
+    trained, held = loaded.subject.sides()
+    assert [len(batch.inputs) for batch in trained] == [4, 1]
+    assert [len(batch.inputs) for batch in held] == [4, 2]
+    assert loaded.provenance["held_out"] == "other.npz"
+    trained, held = load_subject(replace(spec, trained_on=f"{home}:batches")).subject.sides()
+    assert [len(batch.inputs) for batch in trained] == [4]
+    assert [len(batch.inputs) for batch in held] == [5]
+
+
 def test_precision_and_arguments(spec):
     loaded = load_subject(replace(spec, checkpoint=None, dtype="float64", model_args={"width": 5}))
     assert loaded.subject.model.weight.shape == (5, 2)
@@ -121,3 +140,19 @@ def test_a_missing_gpu_is_said(spec):
     assert refusal(replace(spec, device="cuda:1")) == (
         "device cuda:1 asked for, but torch sees no CUDA device"
     )
+
+
+def test_the_state_of_the_optimizer_comes_with_the_weights(spec):
+    model = nn.Linear(2, 3)
+    optimizer = torch.optim.Adam(model.parameters(), 0.5)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    torch.save({"model": model.state_dict(), "optim": optimizer.state_dict()}, spec.checkpoint)
+    found = load_subject(spec).subject.optimizer
+    assert found["param_groups"][0]["lr"] == 0.5
+    assert torch.equal(found["state"][1]["exp_avg"], optimizer.state_dict()["state"][1]["exp_avg"])
+
+
+def test_without_a_state_of_the_optimizer_there_is_none(spec):
+    assert load_subject(spec).subject.optimizer is None
+    assert load_subject(replace(spec, checkpoint=None)).subject.optimizer is None

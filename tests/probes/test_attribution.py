@@ -424,7 +424,7 @@ def test_a_model_that_ignores_its_input_is_attributed_nothing() -> None:
         ),
         (
             {"windows": 1},
-            "attribution needs samples, steps and chunk >= 1 and windows >= 2: they are 48, 64, 64 "
+            "attribution needs samples, steps and chunk >= 1 and windows >= 2: they are 32, 64, 64 "
             "and 1",
         ),
         ({"baseline": "noise"}, "attribution has no baseline 'noise': use mean or zero"),

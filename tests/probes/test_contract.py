@@ -120,7 +120,8 @@ def subject(kind: str) -> Subject:
     functional.cross_entropy(targets, y.flatten()).backward()
     next(model.parameters()).requires_grad_(False)
     modules[1].register_forward_hook(lambda *_: None)
-    return Subject(model, [(x[:4], y[:4]), (x[4:], y[4:])], "cross_entropy")
+    halves = [(x[:4], y[:4]), (x[4:], y[4:])]
+    return Subject(model, halves, "cross_entropy", held_out=[(x[2:5], y[2:5])])
 
 
 def trip(model: nn.Module, calls: float) -> None:
@@ -154,6 +155,10 @@ MEASURED = {
     "stacked_layers": {"lstm"},
     "timestep_contribution": {"lstm", "tagger", "hybrid"},
     "truncation": {"lstm", "tagger", "hybrid"},
+    "generalization": {*ZOO},
+    "width": {*ZOO},
+    "memory_footprint": {*ZOO},
+    "update_ratio": set(),
 }
 """Which networks each probe measures; a new probe is added here."""
 

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from probes.base import Batch, call
-from probes.errors import AnalyzerError
+from probes.errors import NotApplicable
 from probes.precision import _first, exact
 from probes.taps import (
     differentiable,
@@ -229,7 +229,7 @@ def test_embeddings_stand_in_for_integer_inputs() -> None:
 
 def test_integers_without_an_embedding_cannot_be_differentiated() -> None:
     with (
-        pytest.raises(AnalyzerError) as caught,
+        pytest.raises(NotApplicable) as caught,
         differentiable(nn.Linear(2, 2), Batch(torch.ones(1, 2, dtype=torch.long))),
     ):
         pass

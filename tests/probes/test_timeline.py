@@ -82,3 +82,9 @@ def test_layers_are_named_where_the_axes_do_not_tell() -> None:
         "time runs along one of the axes [1, 2] of the inputs (4, 7, 7), as cells reads 7 "
         "timesteps: set time_axis to the axis of the inputs along which time runs"
     )
+
+
+def test_modules_that_are_called_without_arguments_are_passed_over() -> None:
+    inputs = torch.randn(4, 3, 9)
+    model = nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 5, 3))
+    assert time_axis(Subject(model, [inputs]), Batch(inputs)) == 2

@@ -209,7 +209,7 @@ def test_what_cannot_be_read_is_said() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    with pytest.raises(AnalyzerError) as raised:
+    with pytest.raises(NotApplicable) as raised:
         reads(Unused(), torch.randn(B, INPUTS))
     assert str(raised.value) == (
         "the model has recurrent layers (rnn) but ran none of them with this data"

@@ -325,10 +325,26 @@ def test_torchscript_with_recurrent_layers_is_refused(compile_to):
     assert recordings.segments
 
 
-def test_recurrent_layers_that_do_not_run_are_an_error_and_none_at_all_is_not_applicable():
+class OwnSteps(nn.GRU):
+    """A recurrent layer whose steps are written out."""
+
+    def forward(self, x):
+        return torch.tanh(x @ self.weight_ih_l0[:4].T)
+
+
+def test_recurrent_layers_that_run_out_of_sight_are_an_error():
+    assert refused(nn.Sequential(OwnSteps(3, 4)), torch.randn(2, 3)) == (
+        "0 ran without the recurrent operation of torch, so that the steps cannot be seen: a "
+        "forward method of its own?"
+    )
+
+
+def test_recurrent_layers_that_do_not_run_and_none_at_all_are_not_applicable():
     model = nn.ModuleDict({"read": nn.LSTM(3, 4), "out": nn.GRUCell(3, 4)})
     model.forward = torch.relu
-    assert refused(model, torch.randn(2, 3)) == (
+    with pytest.raises(NotApplicable) as caught, recorded(model):
+        model(torch.randn(2, 3))
+    assert str(caught.value) == (
         "the model has recurrent layers (read, out) but ran none of them with this data"
     )
     with pytest.raises(NotApplicable) as caught, recorded(nn.Linear(3, 4)) as recordings:

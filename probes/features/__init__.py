@@ -1,0 +1,1 @@
+"""What layers return over many samples: which directions it fills, and which units do nothing."""

@@ -1,0 +1,325 @@
+"""Generalization judged on hand-made traces, its estimates against brute force over samples."""
+
+from math import isinf, isnan
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from analyzer.findings import Finding, Severity
+from analyzer.limits import GeneralizationLimits
+from analyzer.rules.generalization import gap, generalization
+from analyzer.rules.jackknife import jackknife_interval
+from analyzer.rules.sides import (
+    HELD_OUT,
+    TRAINED,
+    WHOLE,
+    alignment,
+    ceiling,
+    coherence,
+    noise_scale,
+    ratio,
+    reliability,
+    sides,
+    stiffness_across,
+    stiffness_within,
+)
+
+NONE = np.zeros(1)
+
+
+def gradients(
+    trained: np.ndarray, held: np.ndarray, null: np.ndarray | None = None
+) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """What a probe tells of gradients (sample, element), as one layer and as all layers."""
+    absent = np.full((len(held), trained.shape[1]), np.nan)
+    null = absent if null is None else null
+    variables = {}
+    for end, a, b in (("", trained, held), ("_null", trained, null)):
+        sets = (a, b), (b, a)
+        unit = [values / np.linalg.norm(values, axis=1, keepdims=True) for values in (a, b)]
+        units = (unit[0], unit[1]), (unit[1], unit[0])
+        told = {
+            "square": [(own**2).sum(1) for own, _ in sets],
+            "own": [own @ own.mean(0) for own, _ in sets],
+            "other": [own @ other.mean(0) for own, other in sets],
+            "cosine_own": [((u @ u.T).sum(1) - 1) / (len(u) - 1) for u, _ in units],
+            "cosine_other": [(u @ w.T).mean(1) for u, w in units],
+        }
+        for name, (first, second) in told.items():
+            blank = end and not name.endswith("other")
+            joined = np.concatenate([np.full(len(a), np.nan) if blank else first, second])
+            variables[f"{name}{end}_all"] = (("sample",), joined)
+            variables[f"{name}{end}"] = (("sample", "layer"), joined[:, None])
+    return variables
+
+
+def made(
+    trained: np.ndarray, held: np.ndarray, null: np.ndarray | None = None,
+    wrong: tuple[float, float] | None = None, loss: tuple[float, float] = (0.1, 0.2),
+) -> xr.Dataset:  # fmt: skip
+    """A trace with gradients, losses around two means and, if wanted, two shares of wrong answers.
+
+    With others' targets the loss is 1 on average, and half of the answers are wrong.
+    """
+    sizes = len(trained), len(held)
+    spread = [np.linspace(0.5, 1.5, size) for size in sizes]
+    side = [TRAINED] * sizes[0] + [HELD_OUT] * sizes[1]
+    variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = gradients(trained, held, null)
+    for end, means in (("", loss), ("_null", (1.0, 1.0))):
+        parts = [mean * values for mean, values in zip(means, spread, strict=True)]
+        variables[f"loss{end}"] = (("sample",), np.concatenate(parts))
+    if wrong is not None:
+        for end, means in (("", wrong), ("_null", (0.5, 0.5))):
+            parts = [
+                (np.arange(size) >= round(mean * size)).astype(float)
+                for size, mean in zip(sizes, means, strict=True)
+            ]
+            variables[f"score{end}"] = (("sample",), np.concatenate(parts))
+    return xr.Dataset(
+        variables,
+        {"side": ("sample", side), "layer": ["fc"], "dimensions": ("layer", [0])},
+        {"refusal": "", "not_measured": "", "without_gradient": ""},
+    )
+
+
+def noisy(count: int, direction: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    found: np.ndarray = direction + noise * random.normal(size=(count, direction.size))
+    return found
+
+
+FORWARD, SIDEWAYS = np.eye(12)[0], np.eye(12)[1]
+A, B = noisy(60, FORWARD, 0.6, 1), noisy(41, FORWARD + SIDEWAYS, 0.9, 2)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a.mean(0) @ b.mean(0) / np.sqrt((a.mean(0) ** 2).sum() * (b.mean(0) ** 2).sum()))
+
+
+def size_ratio(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sqrt((b**2).sum(1).mean() / (a**2).sum(1).mean()))
+
+
+def within(values: np.ndarray) -> float:
+    unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+    alike = unit @ unit.T
+    return float(alike[~np.eye(len(unit), dtype=bool)].mean())
+
+
+def across(a: np.ndarray, b: np.ndarray) -> float:
+    units = [values / np.linalg.norm(values, axis=1, keepdims=True) for values in (a, b)]
+    return float((units[0] @ units[1].T).mean())
+
+
+def without(values: np.ndarray) -> list[np.ndarray]:
+    return [np.delete(values, row, 0) for row in range(len(values))]
+
+
+def test_numbers_of_both_sides_and_their_intervals_are_those_of_brute_force() -> None:
+    both = sides(made(A, B))
+    for found, number, scale, back in (
+        (alignment(*both, NONE), cosine, np.arctanh, np.tanh),
+        (ratio(*both), size_ratio, np.log, np.exp),
+        (stiffness_across(*both), across, lambda x: x, lambda x: x),
+    ):
+        value = scale(number(A, B))
+        halves = [
+            np.diff(jackknife_interval(value, [scale(number(*pair)) for pair in pairs]), axis=0) / 2
+            for pairs in ([(a, B) for a in without(A)], [(A, b) for b in without(B)])
+        ]
+        half = np.hypot(*halves).item()
+        assert found[0].value == pytest.approx(number(A, B), rel=1e-10)
+        assert found[0].low == pytest.approx(back(value - half), rel=1e-8)
+        assert found[0].high == pytest.approx(back(value + half), rel=1e-8)
+        assert found[0].samples == 101
+
+
+def test_numbers_of_one_side_and_their_intervals_are_those_of_brute_force() -> None:
+    side = sides(made(A, B), WHOLE)[0]
+
+    def helped(values: np.ndarray) -> float:
+        return float(len(values) * (values.mean(0) ** 2).sum() / (values**2).sum(1).mean())
+
+    for found, number, scale, back in (
+        (coherence(side), helped, np.log, np.exp),
+        (stiffness_within(side), within, lambda x: x, lambda x: x),
+    ):
+        low, high = jackknife_interval(scale(number(A)), [scale(number(a)) for a in without(A)])
+        assert found[0].value == pytest.approx(number(A), rel=1e-10)
+        assert found[0].low == pytest.approx(float(back(low)), rel=1e-8)
+        assert found[0].high == pytest.approx(float(back(high)), rel=1e-8)
+    noise = np.var(A, axis=0, ddof=1).sum()
+    signal = (A.mean(0) ** 2).sum() - noise / len(A)
+    assert noise_scale(side)[0] == pytest.approx(noise / signal, rel=1e-10)
+    assert reliability(side)[0] == pytest.approx(signal / (A.mean(0) ** 2).sum(), rel=1e-10)
+
+
+def test_identical_and_orthogonal_gradients() -> None:
+    same, apart = np.tile(FORWARD, (8, 1)), np.eye(12)[:8]
+    alike, unlike = sides(made(same, apart))
+    assert coherence(alike)[0].value == pytest.approx(8)
+    assert coherence(unlike)[0].value == pytest.approx(1)
+    assert stiffness_within(alike)[0].value == pytest.approx(1)
+    assert stiffness_within(unlike)[0].value == pytest.approx(0, abs=1e-12)
+    assert noise_scale(alike)[0] == pytest.approx(0, abs=1e-12)
+    assert isinf(noise_scale(unlike)[0])
+    assert ceiling(alike, unlike)[0] == 0
+
+
+def test_the_ceiling_is_what_two_draws_of_one_direction_reach() -> None:
+    reached, told = [], []
+    for seed in range(300):
+        a = noisy(40, FORWARD, 0.8, 2 * seed)
+        b = noisy(25, FORWARD, 0.8, 2 * seed + 1)
+        reached.append(cosine(a, b))
+        told.append(ceiling(*sides(made(a, b)))[0])
+    assert np.mean(told) == pytest.approx(np.mean(reached), abs=0.03)
+
+
+def test_intervals_of_alignment_hold_the_truth() -> None:
+    """The cosine of the expected mean gradients, which noise draws towards zero."""
+    held = 0
+    for seed in range(200):
+        a = noisy(400, FORWARD, 0.6, 2 * seed)
+        b = noisy(400, FORWARD + SIDEWAYS, 0.6, 2 * seed + 1)
+        found = alignment(*sides(made(a, b)), NONE)[0]
+        held += found.low <= np.sqrt(0.5) <= found.high
+    assert 0.9 < held / 200 < 0.99
+
+
+def test_a_projection_widens_the_interval() -> None:
+    both = sides(made(A, B))
+    exact, rough = alignment(*both, NONE)[0], alignment(*both, np.array([100.0]))[0]
+    error = 1.96 * (1 - exact.value**2) / 10
+    assert rough.value == exact.value
+    assert exact.value - rough.low == pytest.approx(np.hypot(exact.value - exact.low, error))
+    assert rough.high - exact.value == pytest.approx(np.hypot(exact.high - exact.value, error))
+
+
+def judged(trace: xr.Dataset, **limits: float) -> dict[str, Finding]:
+    found = [*generalization(trace, GeneralizationLimits(**limits))]
+    return {finding.code: finding for finding in found}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "severity"),
+    [
+        ((0.0, 0.05), Severity.PASS),
+        ((0.0, 0.2), Severity.WARN),
+        ((0.0, 0.48), Severity.FAIL),
+        ((0.0, 0.125), Severity.INCONCLUSIVE),
+        ((0.2, 0.2), Severity.PASS),
+    ],
+)
+def test_the_share_lost_is_held_against_its_limits(
+    wrong: tuple[float, float], severity: Severity
+) -> None:
+    many = noisy(400, FORWARD, 1, 0)
+    finding = judged(made(many, many, wrong=wrong))["generalization-gap"]
+    assert finding.severity is severity
+    assert finding.value == pytest.approx(1 - (1 - 2 * wrong[1]) / (1 - 2 * wrong[0]))
+    assert finding.low < finding.value < finding.high
+    assert finding.samples == 800
+
+
+def test_a_loss_is_judged_where_there_are_no_classes() -> None:
+    many = noisy(400, FORWARD, 1, 0)
+    learnt, lost = gap(made(many, many, loss=(0.1, 0.55)))
+    assert learnt.value == pytest.approx(0.9)
+    assert lost.value == pytest.approx(0.5)
+    finding = judged(made(many, many, loss=(0.1, 0.55)))["generalization-gap"]
+    assert finding.severity is Severity.WARN
+    assert finding.message == (
+        "the loss is 0.1 on data that the network was trained on and 0.55 on data held out (5.5 "
+        "times): 50 % of what was learnt is lost"
+    )
+    assert finding.limit == 0.25
+    assert finding.limit_source.startswith("ours: ")
+
+
+def test_nothing_learnt_is_no_pass() -> None:
+    many = noisy(60, FORWARD, 1, 0)
+    finding = judged(made(many, many, wrong=(0.5, 0.5)))["generalization-gap"]
+    assert finding.severity is Severity.INCONCLUSIVE
+    assert isnan(finding.value)
+    assert finding.action == (
+        "Check that these are the data it was trained on, prepared in the same way."
+    )
+
+
+def test_a_gap_that_cannot_be_held_against_anything_is_told() -> None:
+    many = noisy(60, FORWARD, 1, 0)
+    alone = made(many, many)
+    alone["loss_null"] = alone["loss_null"] * np.nan
+    for trace in (alone, made(many, many, loss=(-0.3, 0.2))):
+        finding = judged(trace)["generalization-gap"]
+        assert finding.severity is Severity.INFO
+        assert isnan(finding.value)
+    assert finding.message == (
+        "the loss is -0.3 on data that the network was trained on and 0.2 on data held out"
+    )
+
+
+def test_few_samples_are_said() -> None:
+    found = judged(made(A[:31], B))
+    assert {finding.severity for finding in found.values()} == {Severity.INCONCLUSIVE}
+    assert found["generalization-gap"].action == "Give at least 32 samples of each side."
+    assert found["gradient-alignment"].message == (
+        "31 samples trained on and 41 held out: 32 of each are needed"
+    )
+    assert judged(made(A[:31], B), min_samples=31)["gradient-alignment"].severity is Severity.INFO
+
+
+def meaning(a: np.ndarray, b: np.ndarray, null: np.ndarray | None = None) -> str:
+    return judged(made(a, b, null))["gradient-alignment"].meaning.split(" It is about")[0]
+
+
+def test_directions_are_put_into_words() -> None:
+    a, b = noisy(60, FORWARD, 0.4, 1), noisy(60, FORWARD, 0.4, 2)
+    chance, away = noisy(60, SIDEWAYS, 0.4, 3), noisy(60, -FORWARD, 0.4, 4)
+    lowers = (
+        "A step that lowers the loss of the training data lowers that of the data held out, too"
+    )
+    assert meaning(a, b) == lowers + "."
+    assert meaning(a, b, chance) == (
+        lowers + ", and because of their targets: it is more than with each other's."
+    )
+    assert meaning(a, b, b) == (
+        lowers + "; with each other's targets it is not clearly less, so that it tells nothing of "
+        "what was learnt."
+    )
+    assert meaning(a, away) == (
+        "A step that lowers the loss of the training data raises that of the data held out: "
+        "training further over-fits."
+    )
+    assert meaning(a, chance).startswith("What the training data still ask for has little to do")
+    # Gradients of mean zero, so that there is no direction.
+    noise = np.concatenate([b - b.mean(0), b.mean(0) - b])
+    assert meaning(a, noise + 1e-6 * SIDEWAYS).startswith("The gradients of samples cancel so far")
+    few = np.concatenate([chance, 30 * FORWARD[None], -30 * FORWARD[None]])
+    assert meaning(a, few).startswith("A few samples make up so much of the mean gradients")
+
+
+def test_layers_with_larger_gradients_than_the_others_are_named() -> None:
+    trace = made(A, B)
+    wide = xr.concat([trace, trace, trace], "layer", data_vars="minimal").assign_coords(
+        layer=["stem", "body", "head"], dimensions=("layer", [0, 0, 0])
+    )
+    held = wide["side"].to_numpy() == HELD_OUT
+    wide["square"] = wide["square"].transpose("sample", "layer").copy()
+    wide["square"].to_numpy()[np.flatnonzero(held), 1] *= 100
+    finding = judged(wide)["gradient-ratio"]
+    assert finding.where == ("body",)
+    assert finding.value == pytest.approx(size_ratio(A, B))
+    assert "clearly above the whole network in body" in finding.message
+    assert f"most in body ({10 * size_ratio(A, B):.3g})" in finding.message
+
+
+def test_coherence_is_told_of_both_sides() -> None:
+    finding = judged(made(A, B, noisy(41, SIDEWAYS, 0.9, 5)))["gradient-coherence"]
+    assert finding.severity is Severity.INFO
+    assert finding.value == pytest.approx(across(A, B))
+    assert f"{within(A):.2f} within the training data" in finding.message
+    chance = across(A, noisy(41, SIDEWAYS, 0.9, 5))
+    assert f"({chance:.2f} with each other's targets)" in finding.message
