@@ -15,6 +15,11 @@ PROBE = "timestep_gradient"
 ENDS = 0.05
 """Share of the sequence that stands for its first and for its last steps."""
 
+SMALLEST = -38.0
+"""Decades that stand for a gradient of exactly zero: none in single precision is smaller."""
+
+NOTHING = 30.0
+"""Decades from which on a loss is called a loss of everything."""
 
 REVERSE = ".reverse"
 """How the name of a layer ends that reads the sequence backwards."""
@@ -40,20 +45,30 @@ def timestep_gradient(trace: xr.Dataset, limits: TimestepGradientLimits) -> Iter
     """
     losses = time_decades(trace)
     layer = entrance(losses)
-    if not layer:
-        yield Finding(
-            code="gradient-over-time",
-            probe=PROBE,
-            severity=Severity.INCONCLUSIVE,
-            title="Gradient over time",
-            message="no sample has a non-zero gradient at the last timestep",
-            meaning="The final output does not depend on the recurrent state, or its loss is zero.",
-            action="Audit on samples with a loss above zero, or choose another output.",
-            samples=trace.sizes["sample"],
-            where=tuple(losses),
-        )
-        return
-    yield _over_time(layer, losses, trace, limits)
+    yield _over_time(layer, losses, trace, limits) if layer else _undecided(trace, losses)
+
+
+def _undecided(trace: xr.Dataset, losses: Mapping[str, Estimate]) -> Finding:
+    """Say why no layer can be judged."""
+    if trace.sizes["timestep"] < 2:
+        message = "every recurrent layer is called with one timestep"
+        meaning = "Cells with weights of their own for every timestep are layers, not time."
+        action = "Read the gradient over depth, where each of them has its place."
+    else:
+        message = "no sample has a non-zero gradient at the last timestep"
+        meaning = "The final output does not depend on the recurrent state, or its loss is zero."
+        action = "Audit on samples with a loss above zero, or choose another output."
+    return Finding(
+        code="gradient-over-time",
+        probe=PROBE,
+        severity=Severity.INCONCLUSIVE,
+        title="Gradient over time",
+        message=message,
+        meaning=meaning,
+        action=action,
+        samples=trace.sizes["sample"],
+        where=tuple(losses),
+    )
 
 
 def entrance(losses: Mapping[str, Estimate]) -> str:
@@ -96,15 +111,18 @@ def state_gradient(trace: xr.Dataset) -> xr.DataArray:
 
 
 def _decades(values: np.ndarray) -> Estimate:
-    """Decades lost between the ends of (sample, timestep), nan past the end of a sample."""
-    logs = np.full(values.shape, np.nan)
-    np.log10(values, where=values > 0, out=logs)
+    """Decades lost between the ends of (sample, timestep), nan past the end of a sample.
+
+    A sample without gradient at its last steps says nothing; zero at its first ones is a loss.
+    """
+    logs = np.where(np.isnan(values), np.nan, SMALLEST)
+    np.log10(values, where=values > 10**SMALLEST, out=logs)
     first, last = np.full(len(logs), np.nan), np.full(len(logs), np.nan)
-    for row, (sample, valid) in enumerate(zip(logs, ~np.isnan(values), strict=True)):
-        steps = np.flatnonzero(valid)
-        if len(steps) < 2:
-            continue
+    for row, sample in enumerate(logs):
+        steps = np.flatnonzero(~np.isnan(sample))
         width = max(1, int(ENDS * len(steps)))
+        if len(steps) < 2 or (sample[steps[-width:]] <= SMALLEST).any():
+            continue
         first[row] = sample[steps[:width]].mean()
         last[row] = sample[steps[-width:]].mean()
     decades = (last - first)[~np.isnan(last - first)]
@@ -125,15 +143,16 @@ def _over_time(
     vanishes = loss.value > 0
     size = loss if vanishes else Estimate(-loss.value, -loss.high, -loss.low, loss.samples)
     severity = at_most(size, limits.warn_decades)
-    verb = "shrinks" if vanishes else "grows"
+    change = f"{'shrinks' if vanishes else 'grows'} by a factor of {10**size.value:.3g} ("
+    if vanishes and size.value >= NOTHING:
+        change = f"shrinks to nothing (by {NOTHING:g} decades or more, "
     return Finding(
         code="gradient-over-time",
         probe=PROBE,
         severity=severity,
         title="Gradient over time",
         message=f"from the last to the first of {steps} timesteps the state gradient of {layer} "
-        f"{verb} by a factor of {10**size.value:.3g} ({size.value / (steps - 1):.2g} decades a "
-        f"step){others}",
+        f"{change}{size.value / (steps - 1):.2g} decades a step){others}",
         meaning=_MEANING[severity, vanishes],
         action=_ACTION[vanishes] if severity is Severity.WARN else "None.",
         value=size.value,

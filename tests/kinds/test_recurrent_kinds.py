@@ -134,14 +134,12 @@ def test_padded_and_packed_sequences_are_the_same_to_the_report(audited):
     assert len(set(lengths.tolist())) > 10
 
 
-@pytest.mark.xfail(reason="analyzer/rules/timestep_gradient.py leaves out samples without gradient")
 def test_a_gradient_that_stops_at_the_delay_vanishes_over_time(audited):
     found = audited("delay_lstm").one("gradient-over-time")
     # Before the delay it is exactly zero, which is no reason not to judge.
     assert found.severity is Severity.WARN
 
 
-@pytest.mark.xfail(reason="analyzer/rules/timestep_gradient.py: each cell is a sequence to it")
 def test_cells_that_are_called_once_have_a_gradient_at_the_last_timestep(audited):
     found = audited("unshared_weights").one("gradient-over-time")
     assert found.message != "no sample has a non-zero gradient at the last timestep"

@@ -91,6 +91,25 @@ def test_the_input_enters_a_stack_in_either_direction():
     assert entrance({"a.l0": Estimate()}) == ""
 
 
+def test_a_gradient_that_is_zero_at_the_first_steps_is_lost():
+    values = decaying(1.0)
+    values[:, : STEPS // 2] = 0
+    finding = judged(trace({"lstm.l0": values}))
+    assert finding.severity is Severity.WARN
+    assert "shrinks to nothing (by 30 decades or more, " in finding.message
+    # Without a gradient at the end nothing is known of a sample.
+    values[:10, -1] = 0
+    assert judged(trace({"lstm.l0": values})).samples == 20
+
+
+def test_cells_that_are_called_once_are_left_to_depth():
+    finding = judged(
+        trace({"cells.0.l0": decaying(0.0)[:, :1], "cells.1.l0": decaying(1.0)[:, :1]})
+    )
+    assert finding.severity is Severity.INCONCLUSIVE
+    assert finding.message == "every recurrent layer is called with one timestep"
+
+
 def test_no_gradient_is_not_a_pass():
     finding = judged(trace({"lstm.l0": np.zeros((3, STEPS))}))
     assert finding.severity is Severity.INCONCLUSIVE
