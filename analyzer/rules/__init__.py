@@ -25,6 +25,7 @@ from analyzer.rules.memory_footprint import memory_footprint
 from analyzer.rules.memory_horizon import memory_horizon
 from analyzer.rules.reach import reach
 from analyzer.rules.receptive_field import receptive_field
+from analyzer.rules.spare_capacity import spare_capacity
 from analyzer.rules.stacked_layers import stacked_layers
 from analyzer.rules.state_reach import state_reach
 from analyzer.rules.timestep_contribution import timestep_contribution
@@ -113,6 +114,7 @@ def judge(record: xr.DataTree, limits: Limits | None = None) -> list[Finding]:
             findings += RULES[name](trace, limits)
         else:
             findings.append(_absent(name, trace.attrs))
+    findings += spare_capacity(findings)
     return sorted(findings, key=lambda finding: finding.severity.rank)
 
 
