@@ -71,7 +71,7 @@ class StackedLayers:
     name: ClassVar[str] = "stacked_layers"
     passes: ClassVar[float] = 7
     samples: int = 256
-    seen: int = 1024
+    seen: int = 512
     ablations: int = 30
     points: int = 10
     positions: int = 64

@@ -109,9 +109,9 @@ def time_axis(ax: Axes, length: float) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def excess(ax: Axes, trace: xr.Dataset) -> None:
+def excess(ax: Axes, trace: xr.Dataset, found: Curve) -> None:
     """Draw the excess loss against the inputs kept, with the horizons and the length."""
-    found, length = curve(trace), sequence_length(trace)
+    length = sequence_length(trace)
     time_axis(ax, length)
     _loss_axis(ax, found)
     ax.axhline(0, color=MUTED, lw=0.5)
@@ -188,10 +188,10 @@ def reach(ax: Axes, trace: xr.Dataset) -> None:
         bands(ax, np.arange(spread[50].size, dtype=np.float64), positive, TEAL, marker="")
 
 
-def _draw(figure: Figure, trace: xr.Dataset) -> None:
+def _draw(figure: Figure, trace: xr.Dataset, found: Curve) -> None:
     """Lay out both panels over one time axis."""
     top, bottom = figure.subplots(2, 1, height_ratios=(1.35, 1))
-    excess(top, trace)
+    excess(top, trace, found)
     reach(bottom, trace)
     top.set_xticklabels([])
     letter(top, "a")
@@ -252,7 +252,7 @@ def _plate(trace: xr.Dataset, found: Curve) -> Plate:
     return Plate(
         "memory-horizon",
         66,
-        lambda figure: _draw(figure, trace),
+        lambda figure: _draw(figure, trace, found),
         lead=lead,
         body="a: loss added when everything older than the last kept inputs is another sample's"
         f"{scale}; band: 95 % bootstrap interval over {count(samples, 'sample')} (paired). b: "

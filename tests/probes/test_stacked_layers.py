@@ -286,7 +286,7 @@ def test_settings_have_bounds() -> None:
         measured(Net(), [torch.randn(5, 4, 3)], samples=0)
     assert str(caught.value) == (
         "stacked_layers needs samples, seen, positions and together >= 1, and ablations >= 0: they "
-        "are 0, 1024, 64, 64 and 30"
+        "are 0, 512, 64, 64 and 30"
     )
     with pytest.raises(AnalyzerError) as caught:
         measured(Net(), [torch.randn(5, 4, 3)], points=2)

@@ -109,7 +109,7 @@ def test_excess_loss_is_a_share_with_both_horizons_and_the_length(
     ax: Axes, make_lstm: Make
 ) -> None:
     trace = trace_of(make_lstm(), "memory_horizon")
-    memory_horizon.excess(ax, trace)
+    memory_horizon.excess(ax, trace, memory_horizon.curve(trace))
     mean = trace["excess_loss"].mean("sample").to_numpy()
     (curve,) = [line for line in ax.lines if len(line.get_xdata()) == trace.sizes["kept"]]
     np.testing.assert_allclose(curve.get_ydata(), 100 * mean / mean[0])
@@ -123,7 +123,7 @@ def test_excess_loss_is_a_share_with_both_horizons_and_the_length(
 def test_horizon_is_undefined_where_other_inputs_do_not_hurt(ax: Axes, make_lstm: Make) -> None:
     trace = trace_of(make_lstm(), "memory_horizon")
     trace["excess_loss"] = -trace["excess_loss"]
-    memory_horizon.excess(ax, trace)
+    memory_horizon.excess(ax, trace, memory_horizon.curve(trace))
     assert ax.get_ylabel() == "Excess loss"
     (curve,) = [line for line in ax.lines if len(line.get_xdata()) == trace.sizes["kept"]]
     np.testing.assert_allclose(curve.get_ydata(), trace["excess_loss"].mean("sample"))
