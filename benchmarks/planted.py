@@ -186,7 +186,7 @@ HEALTHY = (
     Planted(
         "LSTM, delayed recall",
         seeded(lambda: audited(remembering(), recall(300))),
-        limits={"memory_horizon": {"required": DELAY + 1}, "truncation": {"trained_with": 32}},
+        limits={"memory_horizon": {"required": DELAY}},
     ),
     Planted("perceptron", seeded(lambda: audited(dense()))),
 )
@@ -306,7 +306,7 @@ FAULTS = (
         seeded(_forgetful),
         "memory-horizon",
         ("memory_horizon",),
-        {"memory_horizon": {"required": DELAY + 1}},
+        {"memory_horizon": {"required": DELAY}},
     ),
     Planted(
         "truncation shorter than the delay",
