@@ -8,9 +8,17 @@ from dataclasses import replace
 import torch
 
 from probes.base import Batch, Probe, Progress, Subject, call
+from probes.errors import AnalyzerError
 from probes.excerpt import Excerpt
+from probes.footprint.passes import nbytes
+from probes.footprint.sweep import peak
 from probes.objective import sample_losses
 from probes.taps import differentiable_recurrence, untouched
+
+GIB = 2**30
+
+HEADROOM = 3
+"""Memory of a probe over that of a training pass: the most in ``benchmarks`` (truncation)."""
 
 
 class OutOfTimeError(Exception):
@@ -18,7 +26,7 @@ class OutOfTimeError(Exception):
 
 
 class Budget:
-    """The time left for measuring.
+    """The time left for measuring, and the memory.
 
     What probes cost is estimated from a timed pass of the first batch and the passes that they
     state, again before each of them, so that one that takes longer costs the others samples only.
@@ -27,10 +35,13 @@ class Budget:
     ----------
     seconds : float, optional
         For all probes together, from now [s]; no end if unset.
+    memory : float, optional
+        That a probe may take, of the device the model is on [GiB].
     """
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None = None, memory: float | None = None) -> None:
         self._seconds = seconds
+        self._memory = memory
         self._start = time.monotonic()
         self._each = 0.0
 
@@ -38,6 +49,31 @@ class Budget:
         """Find out what a pass of one sample takes."""
         if self._seconds is not None:
             self._each = pass_seconds(subject)
+
+    def divided(self, subject: Subject) -> Subject:
+        """Divide batches so that a probe on one fits into the memory.
+
+        It is estimated from passes of one and of two samples.
+
+        Raises
+        ------
+        AnalyzerError
+            One sample does not fit.
+        """
+        if self._memory is None:
+            return subject
+        weights = sum(nbytes(weight) for weight in subject.model.parameters())
+        one, two = (HEADROOM * (weights + peak(subject, count)) for count in (1, 2))
+        room = self._memory * GIB
+        if one > room:
+            raise AnalyzerError(
+                f"measuring one sample takes about {one / GIB:.2g} GiB, more than the memory "
+                f"budget of {self._memory:g} GiB: raise --memory-budget or shorten the inputs"
+            )
+        fitting = 1 + int((room - one) // max(two - one, 1))
+        if fitting >= _largest(subject):
+            return subject
+        return replace(subject, batches=Excerpt(subject, size=fitting))
 
     def left(self) -> float:
         """Return the time left [s].
@@ -128,7 +164,12 @@ def _pass(subject: Subject, batch: Batch) -> None:
 
 def halved(subject: Subject) -> Subject | None:
     """Halve the largest batch size; None if batches are single samples."""
-    largest = max(subject.batch_size(Batch.of(item)) for item in subject.batches)
+    largest = _largest(subject)
     if largest == 1:
         return None
     return replace(subject, batches=Excerpt(subject, size=-(-largest // 2)))
+
+
+def _largest(subject: Subject) -> int:
+    """Count the samples of the largest batch."""
+    return max(subject.batch_size(Batch.of(item)) for item in subject.batches)

@@ -45,6 +45,7 @@ def audit(
     junit: bool = False,
     summary: bool = False,
     seconds: float | None = None,
+    memory: float | None = None,
 ) -> Audit:
     """Audit a subject: write ``traces.nc``, ``findings.json`` and ``report.pdf`` into ``out``.
 
@@ -57,7 +58,7 @@ def audit(
         The model is left as it was found.
     out : path
         Made if it does not exist.
-    probes, settings, provenance, watch, seconds
+    probes, settings, provenance, watch, seconds, memory
         As in :func:`analyzer.pipeline.measure`.
     limits : Limits, optional
         The default ones if unset.
@@ -72,7 +73,7 @@ def audit(
         The audit cannot be run, or a file cannot be written.
     """
     folder, limits = Path(out), limits or Limits()
-    record = measure(subject, probes, settings, provenance, watch, seconds)
+    record = measure(subject, probes, settings, provenance, watch, seconds, memory)
     records.save(record, folder / TRACES)
     findings = judge(record, limits)
     write_verdicts(

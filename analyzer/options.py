@@ -40,6 +40,8 @@ class Options:
         Whether ``junit.xml`` and ``summary.md`` are written too.
     time_budget : float, optional
         For all probes together [s].
+    memory_budget : float, optional
+        For each probe [GiB].
     """
 
     spec: Spec
@@ -51,6 +53,7 @@ class Options:
     junit: bool = False
     summary: bool = False
     time_budget: float | None = None
+    memory_budget: float | None = None
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> "Options":
@@ -72,7 +75,10 @@ class Options:
         output = tables.get("output", {})
         known(output, ["directory", "fail_on", "junit", "summary"], "key in [output]")
         known([output.get("fail_on", FailOn.FAIL)], list(FailOn), "fail_on in [output]")
-        known(tables.get("budget", {}), ["time"], "key in [budget]")
+        budget = {key: flags.get(f"{key}_budget") for key in ("time", "memory")}
+        known(tables.get("budget", {}), [*budget], "key in [budget]")
+        given = {key: value for key, value in budget.items() if value is not None}
+        budget = budget | tables.get("budget", {}) | given
         out = folder / output["directory"] if "directory" in output else OUT
         return cls(
             spec=_spec(Spec.of(tables.get("subject", {}), folder), flags),
@@ -83,7 +89,8 @@ class Options:
             fail_on=FailOn(flags.get("fail_on") or output.get("fail_on", FailOn.FAIL)),
             junit=bool(flags.get("junit") or output.get("junit")),
             summary=bool(flags.get("summary") or output.get("summary")),
-            time_budget=_seconds(flags.get("time_budget") or tables.get("budget", {}).get("time")),
+            time_budget=_positive(budget["time"], "the time budget is a number of seconds"),
+            memory_budget=_positive(budget["memory"], "the memory budget is a number of GiB"),
         )
 
     def tables(self) -> dict[str, dict[str, Any]]:
@@ -106,23 +113,23 @@ class Options:
             "junit": self.junit,
             "summary": self.summary,
         }
-        budget = {} if self.time_budget is None else {"time": self.time_budget}
+        budget = {"time": self.time_budget, "memory": self.memory_budget}
         tables = {
             "subject": subject,
             "probes": chosen | dict(self.settings),
             "limits": limits,
             "output": output,
-            "budget": budget,
+            "budget": {key: value for key, value in budget.items() if value is not None},
         }
         return {name: table for name, table in tables.items() if table}
 
 
-def _seconds(value: Any) -> float | None:
-    """Check a time budget."""
+def _positive(value: Any, what: str) -> float | None:
+    """Check a budget."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise AnalyzerError(f"the time budget is a number of seconds above 0: it is {value!r}")
+        raise AnalyzerError(f"{what} above 0: it is {value!r}")
     return float(value)
 
 

@@ -16,18 +16,21 @@ from torch import nn
 from analyzer import record as records
 from analyzer.budget import Budget, OutOfTimeError, halved
 from analyzer.data import data_sha256
-from analyzer.imports import in_one_line, told
+from analyzer.imports import in_one_line
 from analyzer.names import known
+from analyzer.trial import tried
 from probes import PROBES, probe_class
-from probes.base import Batch, Probe, Progress, Subject, call, silent
+from probes.base import Batch, Probe, Progress, Subject, silent
 from probes.errors import AnalyzerError, NotApplicable
-from probes.objective import describe, sample_losses
-from probes.taps import untouched
+from probes.objective import describe
 
 DISTRIBUTION = "gradient-memory-analyzer"
 
 LIBRARIES = ("analyzer", "captum", "numpy", "torch", "xarray")
 """Packages whose functions do not say whose exception it is."""
+
+DIFFERENTIATION = ("torch.autograd", "torch.utils.checkpoint")
+"""Modules that an exception of a backward pass comes from."""
 
 Watch = Callable[[str], Progress]
 """Given a probe's name, returns the callback that follows its progress."""
@@ -40,6 +43,7 @@ def measure(
     provenance: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
     seconds: float | None = None,
+    memory: float | None = None,
 ) -> xr.DataTree:
     """Run the probes on a subject and keep their traces.
 
@@ -58,6 +62,8 @@ def measure(
     seconds : float, optional
         Time for all probes together [s]: samples are left out so that they fit into it, and a
         probe that it does not suffice for is stopped.
+    memory : float, optional
+        That a probe may take [GiB]: batches are divided so that they fit into it.
 
     Returns
     -------
@@ -69,18 +75,23 @@ def measure(
     AnalyzerError
         A probe or setting is unknown, there are no data, or the model does not run on them.
     """
-    budget = Budget(seconds)
+    budget = Budget(seconds, memory)
     chosen = {name: _probe(name, (settings or {}).get(name, {})) for name in probes or PROBES}
     subject = replace(subject, model=_eager(subject.model))
-    facts = _facts(subject) | dict(provenance or {})
-    budget.time(subject)
-    waiting, traces = [*chosen.values()], {}
-    for name, probe in chosen.items():
-        progress = watch(name) if watch else silent
-        traces[name] = _trace(waiting, subject, facts["samples"], progress, budget)
-        waiting.remove(probe)
+    with tried(subject):
+        facts = _facts(subject) | dict(provenance or {})
+        subject = budget.divided(subject)
+        budget.time(subject)
+        waiting, traces = [*chosen.values()], {}
+        for name, probe in chosen.items():
+            progress = watch(name) if watch else silent
+            traces[name] = _trace(waiting, subject, facts["samples"], progress, budget)
+            waiting.remove(probe)
     if seconds is not None:
         facts["time_budget"] = f"{seconds:g} s"
+    if memory is not None:
+        size = max(subject.batch_size(Batch.of(item)) for item in subject.batches)
+        facts["memory_budget"] = f"{memory:g} GiB, batches of {size} at most"
     return records.assemble(traces, facts)
 
 
@@ -125,7 +136,7 @@ def _trace(
     except AnalyzerError as error:
         trace = records.absent(records.ERROR, str(error))
     except Exception as error:  # noqa: BLE001 - one broken probe must not cost the other results
-        trace = records.absent(records.ERROR, f"{in_one_line(error)} ({_place(error)})")
+        trace = records.absent(records.ERROR, _told(error))
     else:
         trace = trace.assign_attrs(outcome=records.MEASURED)
     return trace.assign_attrs(settings=json.dumps(asdict(probe), sort_keys=True))  # type: ignore[call-overload]
@@ -149,6 +160,14 @@ def _roomy(probe: Probe, subject: Subject, progress: Progress) -> xr.Dataset:
     )
 
 
+def _told(error: BaseException) -> str:
+    """Say what went wrong and where; what torch's differentiation raises is about the model."""
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    if str(frame.f_globals["__name__"]).startswith(DIFFERENTIATION):
+        return f"torch cannot differentiate the model: {str(error).splitlines()[0]}"
+    return f"{in_one_line(error)} ({_place(error)})"
+
+
 def _place(error: BaseException) -> str:
     """Say which function of ours, and which of the model's code, an exception went through last."""
     places: dict[bool, str] = {}
@@ -161,17 +180,7 @@ def _place(error: BaseException) -> str:
 
 
 def _facts(subject: Subject) -> dict[str, Any]:
-    """Count and hash what is measured, having checked that it can be.
-
-    Raises
-    ------
-    AnalyzerError
-        There are no data, or the model or the loss does not run on the first batch.
-    """
-    first = next((batch for batch in subject if subject.batch_size(batch)), None)
-    if first is None:
-        raise AnalyzerError("the audit data are empty: no batch with samples")
-    _check(subject, first)
+    """Count and hash what is measured."""
     weights = [*subject.model.parameters()]
     return {
         "tool": DISTRIBUTION,
@@ -195,15 +204,6 @@ def _facts(subject: Subject) -> dict[str, Any]:
 def _count(subject: Subject) -> int:
     """Count the samples of the audit data."""
     return sum(subject.batch_size(Batch.of(item)) for item in subject.batches)
-
-
-def _check(subject: Subject, batch: Any) -> None:
-    """Run the model and the loss once, so that what does not fit is said at once and clearly."""
-    with untouched(subject.model), torch.no_grad():
-        with told("the model, on the first batch of the audit data,"):
-            outputs = call(subject.model, batch.inputs)
-        with told("the loss, on the first batch of the audit data,"):
-            sample_losses(subject, outputs, batch)
 
 
 def _device_name(device: torch.device) -> str:

@@ -49,8 +49,10 @@ def save(record: xr.DataTree, path: str | Path) -> None:
     AnalyzerError
         The file cannot be written.
     """
+    # In memory first: HDF5 ends the process where it runs out of disk.
+    data = record.to_netcdf(engine="h5netcdf")
     with replacing(Path(path)) as temporary:
-        record.to_netcdf(temporary, engine="h5netcdf")
+        temporary.write_bytes(data)
 
 
 def load(path: str | Path) -> xr.DataTree:

@@ -60,7 +60,9 @@ def spec() -> dict[str, Any]:
         "probes": _closed(chosen | {name: _object(probe_class(name)) for name in PROBES}),
         "limits": _closed(groups),
         "output": _closed(output),
-        "budget": _closed({"time": {"type": "number", "exclusiveMinimum": 0}}),
+        "budget": _closed(
+            {name: {"type": "number", "exclusiveMinimum": 0} for name in ("time", "memory")}
+        ),
     }
     return {"$schema": DIALECT, "title": "audit.toml of gradient-memory-analyzer"} | _closed(tables)
 

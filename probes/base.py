@@ -1,9 +1,11 @@
 """What a probe is given, and what it gives back."""
 
+import random
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, cast
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
 from probes.errors import AnalyzerError
+from probes.structure import leaves
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | PackedSequence
 """What the model is called with: one tensor, positional arguments, or keyword arguments."""
@@ -184,7 +187,14 @@ class Probe(Protocol):
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """Call ``model`` with ``inputs`` as :class:`Batch` describes."""
+    """Call ``model`` with ``inputs`` as :class:`Batch` describes.
+
+    A model that draws random numbers draws the same ones in every call, so that calls can be
+    compared; :func:`probes.taps.untouched` restores the generators.
+    """
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - that of the model's code
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence):
@@ -194,14 +204,9 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 
 def first_tensor(inputs: Inputs) -> Tensor:
     """Return the first tensor the model is called with (data of a packed sequence)."""
-    if isinstance(inputs, PackedSequence):
-        return inputs.data
-    if isinstance(inputs, Tensor):
-        return inputs
-    parts = inputs.values() if isinstance(inputs, Mapping) else inputs
-    for part in parts:
-        if isinstance(part, Tensor):
-            return part
+    for leaf in leaves(inputs):
+        if isinstance(leaf, Tensor | PackedSequence):
+            return leaf if isinstance(leaf, Tensor) else leaf.data
     raise AnalyzerError("the inputs of a batch hold no tensor")
 
 

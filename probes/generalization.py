@@ -63,7 +63,7 @@ class Generalization:
 
     name: ClassVar[str] = "generalization"
     passes: ClassVar[float] = 8
-    samples: int = 192
+    samples: int = 128
 
     def __call__(self, subject: Subject, progress: Progress = silent) -> xr.Dataset:
         if self.samples < 2:

@@ -4,19 +4,19 @@ Shapes: B sample, T position in time, K class.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.nn.utils.rnn import pad_packed_sequence
 
 from probes.base import Batch, Loss, Subject
 from probes.errors import AnalyzerError
 from probes.layout import Layout, last_index
+from probes.structure import leaves, mapped, opened, packed
 
 IGNORED = -100
 """Class index that torch's cross entropy leaves out."""
@@ -106,37 +106,33 @@ def prediction(subject: Subject, outputs: Any) -> Tensor:
         The model's output has no such part, or no floating-point tensor.
     """
     chosen = _chosen(subject, outputs)
-    return pad_packed_sequence(chosen, batch_first=True)[0] if _packed(chosen) else chosen
+    return pad_packed_sequence(chosen, batch_first=True)[0] if packed(chosen) else chosen
 
 
 def _chosen(subject: Subject, outputs: Any) -> Any:
     """Pick the tensor or packed sequence that is judged."""
-    chosen = outputs
+    chosen = known = opened(outputs)
     if subject.output is not None:
         try:
-            chosen = outputs[subject.output]
+            chosen = known[subject.output]
         except (KeyError, IndexError, TypeError) as error:
             raise AnalyzerError(
                 f"the model's output has no part {subject.output!r}: it is {_shape(outputs)}"
             ) from error
-    elif isinstance(outputs, Mapping) and "logits" in outputs:
-        chosen = outputs["logits"]
-    parts = list(chosen.values()) if isinstance(chosen, Mapping) else chosen
-    for leaf in tree_leaves(parts, is_leaf=_packed):
-        if _packed(leaf) or (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+    elif isinstance(known, dict) and "logits" in known:
+        chosen = known["logits"]
+    for leaf in leaves(chosen):
+        if packed(leaf) or (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+            if not packed(leaf) and not leaf.numel():
+                raise AnalyzerError(f"the model returned an empty tensor: {_shape(outputs)}")
             return leaf
     raise AnalyzerError(f"the model returned no floating-point tensor: {_shape(outputs)}")
-
-
-def _packed(value: Any) -> bool:
-    """Whether this is a packed sequence."""
-    return isinstance(value, PackedSequence)
 
 
 def _judged(subject: Subject, outputs: Any, layout: Layout) -> tuple[Tensor, Layout]:
     """Return the prediction batch first, and the layout with the lengths of a packed one."""
     chosen = _chosen(subject, outputs)
-    if not _packed(chosen):
+    if not packed(chosen):
         return layout.batch_first(chosen), layout
     output, lengths = pad_packed_sequence(chosen, batch_first=True)
     return output, layout._replace(lengths=lengths, timesteps=output.shape[1])
@@ -282,7 +278,7 @@ def _sample(values: Any, layout: Layout, index: int) -> Any:
     """Cut one sample out of outputs or targets."""
 
     def cut(leaf: Any) -> Any:
-        if _packed(leaf):
+        if packed(leaf):
             raise AnalyzerError(
                 "the loss returned one number for packed outputs, which cannot be taken apart by "
                 "sample: return one loss per sample"
@@ -291,7 +287,7 @@ def _sample(values: Any, layout: Layout, index: int) -> Any:
             return leaf
         return leaf.narrow(layout.batch_dim(leaf), index, 1)
 
-    return tree_map(cut, values, is_leaf=_packed)
+    return mapped(values, cut)
 
 
 def _last_position(values: Any, layout: Layout) -> tuple[Any, bool]:
@@ -313,15 +309,16 @@ def _last_position(values: Any, layout: Layout) -> tuple[Any, bool]:
         last = first[rows_B, last_index(valid_BT)][:, None]
         return last.movedim(1, at).movedim(0, layout.batch_dim(leaf))
 
-    return tree_map(cut, values, is_leaf=_packed), found
+    return mapped(values, cut), found
 
 
 def _shape(value: Any) -> str:
     """Describe outputs or targets in a message."""
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_shape(part)}" for key, part in value.items()) + "}"
+    known = opened(value)
+    if isinstance(known, dict):
+        return "{" + ", ".join(f"{key}: {_shape(part)}" for key, part in known.items()) + "}"
     if isinstance(value, tuple | list):
         return "(" + ", ".join(_shape(part) for part in value) + ")"
     return type(value).__name__

@@ -3,20 +3,22 @@
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from probes import precision
 from probes.base import Batch, Inputs
-from probes.errors import NotApplicable
+from probes.errors import AnalyzerError, NotApplicable
+from probes.structure import leaves, packed
 
 
 @contextmanager
@@ -43,6 +45,7 @@ def untouched(model: nn.Module, *, weights: bool = False) -> Iterator[None]:
         stack.enter_context(_eager())
         # Leaving inference mode also turns gradients on.
         stack.enter_context(torch.inference_mode(False))
+        _refuse_lazy(model)
         stack.enter_context(_values(model))
         stack.enter_context(_gradients(model))
         stack.enter_context(_attributes(model))
@@ -50,6 +53,17 @@ def untouched(model: nn.Module, *, weights: bool = False) -> Iterator[None]:
         for weight in model.parameters():
             weight.requires_grad_(weights and weight.is_floating_point())
         yield
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    """Refuse layers whose parameters have no shape yet."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    lazy = [name for name, tensor in named if is_lazy(tensor)]
+    if lazy:
+        raise AnalyzerError(
+            f"the model has lazy layers without a shape yet ({', '.join(lazy[:8])}): run it once "
+            "on an example first"
+        )
 
 
 def _eager() -> AbstractContextManager[Any]:
@@ -201,12 +215,34 @@ def _mapped(inputs: Inputs, visit: Any) -> Inputs:
     return mapped
 
 
+@contextmanager
+def copied_inputs(model: nn.Module) -> Iterator[None]:
+    """Give ``model`` a copy of what it is called with, for one that changes its inputs in place."""
+
+    def copied(_module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return copies(args), copies(kwargs)
+
+    handle = model.register_forward_pre_hook(copied, prepend=True, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def copies(inputs: Any) -> Any:
+    """Copy every tensor of what a model is called with."""
+
+    def copy(leaf: Any) -> Any:
+        if packed(leaf):
+            return leaf._replace(data=leaf.data.clone())
+        return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(copy, inputs, is_leaf=packed)
+
+
 def first_float(output: Any) -> Tensor | None:
     """Return the first floating-point tensor in what a module returned."""
-    if isinstance(output, PackedSequence):
-        return output.data
-    leaves = list(output.values()) if isinstance(output, Mapping) else tree_leaves(output)
-    for leaf in leaves:
+    for leaf in leaves(output):
         value = leaf.data if isinstance(leaf, PackedSequence) else leaf
         if isinstance(value, Tensor) and value.is_floating_point():
             return value

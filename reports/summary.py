@@ -35,6 +35,7 @@ _NARROW = {
     "seed": "Seed",
     "samples": "Samples",
     "time_budget": "Time budget",
+    "memory_budget": "Memory budget",
     "parameters": "Parameters",
     "date": "Date (UTC)",
 }

@@ -92,6 +92,9 @@ def subject_flags(
     time_budget: Annotated[
         float | None, typer.Option(help="Leave out samples so that measuring takes this long [s].")
     ] = None,
+    memory_budget: Annotated[
+        float | None, typer.Option(help="Divide batches so that a probe takes this much [GiB].")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; ./audit if unset.")] = None,
 ) -> None:
     """Say what is audited, how it is measured, and where the results go."""

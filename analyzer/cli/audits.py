@@ -59,6 +59,7 @@ def audit(
             junit=options.junit,
             summary=options.summary,
             seconds=options.time_budget,
+            memory=options.memory_budget,
         )
     summarize(result.findings, result.folder, quiet)
     raise typer.Exit(exit_code(result.findings, options, baseline))
@@ -84,6 +85,7 @@ def measure(context: typer.Context, checkpoint: Checkpoint = None, quiet: Quiet 
             loaded.provenance | {"command": command_line()},
             watch,
             options.time_budget,
+            options.memory_budget,
         )
     records.save(record, options.out / TRACES)
     say(f"wrote {options.out / TRACES}", quiet)

@@ -27,7 +27,7 @@ def numerical_health(trace: xr.Dataset) -> Finding:
         return _broken(
             trace,
             1.0,
-            weights,
+            _owners(weights),
             f"the weights {listed(weights)} hold NaN or infinity",
             "Go back to the last checkpoint without them, and train on with a smaller learning "
             "rate or clipped gradients.",
@@ -46,7 +46,7 @@ def numerical_health(trace: xr.Dataset) -> Finding:
         return _broken(
             trace,
             float(share.max()),
-            parameters,
+            _owners(parameters),
             f"the gradient of {listed(parameters)} is NaN or infinite, of {parameters[0]} in "
             f"{share[0]:.0%} of the samples",
             "Check the loss, and the inputs for NaN and infinity.",
@@ -84,6 +84,11 @@ def _broken(
         samples=trace.sizes["sample"],
         where=tuple(where),
     )
+
+
+def _owners(parameters: list[str]) -> list[str]:
+    """Name the modules that parameters belong to."""
+    return [*dict.fromkeys(name.rpartition(".")[0] or "the model" for name in parameters)]
 
 
 def _weights(trace: xr.Dataset) -> list[str]:

@@ -72,6 +72,18 @@ def sweep(subject: Subject, samples: int, progress: Progress) -> Sweep:
     return Sweep(passes, mode, fixed)
 
 
+def peak(subject: Subject, samples: int) -> int:
+    """Most memory alive at once in a pass as probes run it, beside the parameters [byte]."""
+    batch = repeated(subject, samples)
+    with _as_trained(subject.model), differentiable_recurrence(subject.model):
+        subject.model.eval()
+        try:
+            return training(subject, batch).peak
+        except AnalyzerError:
+            # There is nothing to train: all that runs is a forward pass.
+            return serving(subject, batch).peak
+
+
 def _axis(subject: Subject) -> tuple[int | None, str]:
     """Find the time axis, or why there is none to shorten."""
     batch = repeated(subject, 1)

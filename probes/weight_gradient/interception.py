@@ -67,7 +67,8 @@ def differentiate(
     ApartError
         The model recomputes layers outside of ``mode``, or differentiates by itself.
     AnalyzerError
-        The model recomputes layers in a way that torch does not differentiate.
+        The model recomputes layers in a way that torch does not differentiate, or overwrites what
+        the backward pass needs.
     """
     engine: Any = torch.autograd.Variable._execution_engine
     start = (torch.ones_like(loss),)
@@ -79,6 +80,9 @@ def differentiate(
     except CheckpointError as error:
         raise ApartError(RECOMPUTED) from error
     except RuntimeError as error:
+        if "inplace operation" in str(error):
+            told = str(error).splitlines()[0]
+            raise AnalyzerError(f"torch cannot differentiate the model: {told}") from error
         if "use_reentrant" not in str(error):
             raise
         raise AnalyzerError(

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from analyzer.findings import Finding
-from analyzer.rules.generalization import dimensions, gap, mean
+from analyzer.rules.generalization import gap, mean
+from analyzer.rules.side_gradients import dimensions
 from analyzer.rules.sides import (
     HELD_OUT,
     TRAINED,

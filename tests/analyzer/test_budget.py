@@ -14,6 +14,7 @@ from analyzer.findings import Severity
 from analyzer.pipeline import measure
 from analyzer.rules import judge
 from probes.base import Batch, Progress, Subject, silent
+from probes.errors import AnalyzerError
 from probes.excerpt import Excerpt
 
 
@@ -132,3 +133,37 @@ def test_an_excerpt_cuts_inputs_targets_and_lengths_alike() -> None:
     assert torch.cat([part.lengths for part in parts]).tolist() == [1, 2, 3, 4, 5]
     again = replace(given, batches=Excerpt(given, size=4))
     assert [again.batch_size(part) for part in Excerpt(again, size=3)] == [3, 1, 3, 1, 2]
+
+
+def chain(batch: int) -> Subject:
+    """A network whose pass keeps about 4 MB a sample."""
+    model = nn.Sequential(nn.Linear(3, 1000), *(nn.ReLU() for _ in range(1000)), nn.Linear(1000, 2))
+    return Subject(model, [(torch.randn(batch, 3), torch.arange(batch) % 2)], "cross_entropy")
+
+
+def test_batches_are_divided_so_that_a_probe_fits_into_the_memory() -> None:
+    # 1000 outputs of 4 kB are kept for backward, and threefold is allowed for.
+    fitted = budget.Budget(memory=8 * 3 * 4e6 / 2**30).divided(chain(64))
+    sizes = [fitted.batch_size(batch) for batch in fitted]
+    assert sum(sizes) == 64
+    assert sizes[0] in (7, 8)
+    whole = chain(6)
+    assert budget.Budget(memory=8 * 3 * 4e6 / 2**30).divided(whole) is whole
+    assert budget.Budget().divided(whole) is whole
+
+
+def test_a_sample_that_does_not_fit_into_the_memory_is_refused_before_anything_is_measured() -> (
+    None
+):
+    with pytest.raises(AnalyzerError) as raised:
+        measure(chain(2), ["gradient_flow"], memory=0.01)
+    assert str(raised.value) == (
+        "measuring one sample takes about 0.011 GiB, more than the memory budget of 0.01 GiB: "
+        "raise --memory-budget or shorten the inputs"
+    )
+
+
+def test_a_record_says_its_memory_budget() -> None:
+    record = measure(chain(9), ["gradient_flow"], memory=0.05)
+    assert record.attrs["memory_budget"] == "0.05 GiB, batches of 4 at most"
+    assert record["gradient_flow"].sizes["sample"] == 9

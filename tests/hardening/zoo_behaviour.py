@@ -39,8 +39,14 @@ class Recurrent(nn.Module):
 
 def in_place(h: Tensor) -> Tensor:
     h *= 0.5
-    h.add_(0.1).tanh_()
-    h[:, 0] = 0
+    h[:, 0] = 0.1
+    return h.add_(0.1).tanh_()
+
+
+def overwritten(h: Tensor) -> Tensor:
+    """Overwrite what the backward pass needs."""
+    h = h.tanh()
+    h *= 2
     return h
 
 
@@ -278,6 +284,7 @@ def packed_input() -> Subject:
 BEHAVIOUR: dict[str, Callable[[], Subject]] = {
     "in place": lambda: classified(Body(in_place), vectors(6, 5)),
     "input in place": lambda: classified(Recurrent(in_place), sequences(6, 8, 3)),
+    "not to be differentiated": lambda: classified(Body(overwritten), vectors(6, 5)),
     "part without gradient": lambda: classified(Body(without_gradient), vectors(6, 5)),
     "recurrence without gradient": lambda: classified(NoGradient(), sequences(6, 8, 3)),
     "all without gradient": lambda: classified(AllWithoutGradient(torch.relu), vectors(6, 5)),

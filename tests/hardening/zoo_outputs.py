@@ -207,7 +207,7 @@ OUTPUTS: dict[str, Callable[[], Subject]] = {
     "loss that is nan": lambda: with_loss(lambda y, t: y.sum(1) * float("nan"), classes(6)),
     "loss that is infinite": lambda: with_loss(lambda y, t: y.sum(1) / 0, classes(6)),
     "loss that is negative": lambda: with_loss(negative, classes(6)),
-    "loss that is constant": lambda: with_loss(lambda y, t: torch.ones(6), classes(6)),
+    "loss that is constant": lambda: with_loss(lambda y, t: torch.ones(len(y)), classes(6)),
     "loss of the wrong kind": lambda: with_loss("cosine_embedding_loss", classes(6)),
     "nan in the weights": lambda: classified(poisoned(network(), float("nan")), vectors(6, 5)),
     "infinity in the weights": lambda: classified(

@@ -11,7 +11,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from analyzer.limits import Limits
-from analyzer.rules.generalization import gap, generalization, null_alignment
+from analyzer.rules.generalization import gap, generalization
+from analyzer.rules.side_gradients import null_alignment
 from analyzer.rules.sides import HELD_OUT, TRAINED, WHOLE, alignment, sides, stiffness_across
 from probes.agreement import agreement
 from probes.alike import merged
