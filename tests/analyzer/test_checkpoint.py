@@ -203,7 +203,8 @@ def test_code_in_a_torchscript_archive_is_never_executed(trust: bool, tmp_path: 
             bad.writestr(name, data or good.read(name))
     message = failure(tmp_path / "bad", trust=trust)
     assert message == (
-        "damaged, or more than plain weights (it calls shutil.copyfile): save the state_dict() alone"
+        "damaged, or more than plain weights (it calls shutil.copyfile): save the state_dict() "
+        "alone"
     )
     assert not proof.exists()
 
