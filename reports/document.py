@@ -18,6 +18,7 @@ from analyzer import record as records
 from analyzer.findings import Finding, Severity, to_json, verdict
 from probes.errors import AnalyzerError
 from reports import style, summary
+from reports.appendix import all_layers, listed
 from reports.figures import SECTIONS, reach, section
 from reports.section import Plate, Section, Table
 from reports.text import DEJAVU, FONTS, UNNAMED, number, safe, safe_tree, tied
@@ -56,9 +57,8 @@ def compose(
     """
     require(paper)
     attached = to_json(findings, record.attrs, limits)
-    data, figures = lay_out(record, findings, limits)
+    data, files = lay_out(record, findings, limits)
     data |= {"paper": paper, "report": sha256(attached.encode()).hexdigest()[:12]}
-    files = {f"{name}.svg": image for name, image in figures.items()}
     files["findings.json"] = attached.encode()
     return typeset(source("report.typ", data) | files, moment(record.attrs))
 
@@ -168,7 +168,7 @@ def lay_out(
     dict
         JSON-like.
     dict
-        Name of a figure -> SVG.
+        Name of a file -> a figure as SVG, or a table to attach.
     """
     facts, traces = record.attrs, records.traces(record)
     measured = {
@@ -181,6 +181,13 @@ def lay_out(
     overview = reach.plate(measured, findings)
     plates = [plate for laid_out in sections.values() for plate in laid_out.plates]
     outcome = summary.headline(findings)
+    appendix = [listed(table) for one in sections.values() for table in one.appendix]
+    layers, rest = listed(all_layers(sections))
+    tables = {
+        name: file
+        for files in (*(more for _, more in appendix), rest)
+        for name, file in files.items()
+    }
     data = {
         **_head(facts),
         "description": f"{outcome['status']}: {outcome['headline']}",
@@ -194,10 +201,12 @@ def lay_out(
             _absent(name, trace, findings) for name, trace in traces.items() if name not in measured
         ],
         "limits": [_limit(name, entry) for name, entry in sorted(limits.items())],
-        "appendix": [_table(t) for s in sections.values() for t in s.appendix],
-        "layers": _table(all_layers(sections)),
+        "appendix": [_table(table) for table, _ in appendix],
+        "layers": _table(layers),
+        "attached": [*tables],
     }
-    return data, draw([overview, *plates] if overview else plates)
+    figures = draw([overview, *plates] if overview else plates)
+    return data, {f"{name}.svg": image for name, image in figures.items()} | tables
 
 
 def draw(plates: Sequence[Plate]) -> dict[str, bytes]:
@@ -308,26 +317,3 @@ def _limit(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         "source": str(entry.get("source", "")),
         "overridden": bool(entry.get("overridden", False)),
     }
-
-
-def all_layers(sections: Mapping[str, Section]) -> Table:
-    """Join what the sections say of each layer into one table.
-
-    The sections name their layers in execution order; the longest list leads.
-    """
-    listed = [[*column] for laid_out in sections.values() for column in laid_out.layers.values()]
-    layers = list(
-        dict.fromkeys(name for names in sorted(listed, key=len, reverse=True) for name in names)
-    )
-    merged: dict[str, dict[str, str]] = {}
-    for laid_out in sections.values():
-        for header, column in laid_out.layers.items():
-            known = merged.setdefault(header, {})
-            known |= {name: text for name, text in column.items() if text}
-    heads = sorted(merged, key=lambda header: header != "Kind")
-    rows = [
-        (str(index), name, *(merged[header].get(name, number(float("nan"))) for header in heads))
-        for index, name in enumerate(layers)
-    ]
-    align = ["number", "name", *("text" if header == "Kind" else "number" for header in heads)]
-    return Table("All layers.", ("#", "Layer", *heads), align, rows)

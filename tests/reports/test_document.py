@@ -22,8 +22,9 @@ import reports
 from analyzer.findings import Finding, Severity
 from analyzer.record import save
 from probes.errors import AnalyzerError
-from reports.document import all_layers, compose, lay_out, moment, typeset
-from reports.section import Section
+from reports.appendix import LISTED, all_layers, listed
+from reports.document import compose, lay_out, moment, typeset
+from reports.section import Section, Table
 from reports.summary import actions, diagnostics, headline, provenance
 
 Make = Callable[..., Any]
@@ -219,7 +220,11 @@ def test_a_thousand_layers(make_record: Make, make_flow: Make, tmp_path: Path) -
     assert (tmp_path / "r.pdf").stat().st_size < 4 * 2**20
     text = words(tmp_path / "r.pdf")
     assert "14 of 2002 parameters" in text
-    assert all(name in text for name in (names[0], names[500], names[-1]))
+    assert all(name in text for name in (names[0], names[-1]))
+    assert "240 of 1001 rows" in text
+    with pikepdf.open(tmp_path / "r.pdf") as pdf:
+        whole = pdf.attachments["all_layers.csv"].get_file().read_bytes().decode()
+    assert all(name in whole for name in names)
 
 
 def test_undefined_measurements_and_an_empty_record(
@@ -349,11 +354,25 @@ def test_all_layers_joins_sections_by_name() -> None:
     ]
 
 
+def test_long_tables_are_cut_and_attached_whole() -> None:
+    rows = [(f"layer{index}", f"{index},5") for index in range(LISTED + 1)]
+    short, files = listed(Table("All (layers).", ("Layer", "Size"), ("name", "number"), rows))
+    assert len(short.rows) == LISTED
+    assert (short.rows[0], short.rows[-1]) == (rows[0], rows[-1])
+    assert short.note == (
+        "240 of 241 rows, evenly spaced; all of them are in all_layers.csv, attached to this PDF."
+    )
+    assert files["all_layers.csv"].startswith(b'Layer,Size\nlayer0,"0,5"\nlayer1,"1,5"\n')
+    assert files["all_layers.csv"].count(b"\n") == LISTED + 2
+    whole = Table("All.", ("Layer", "Size"), ("name", "number"), rows[1:])
+    assert listed(whole) == (whole, {})
+
+
 def test_figures_are_drawn_once_under_unique_names(make_lstm: Make, judge: Make) -> None:
     tree = make_lstm()
-    data, figures = lay_out(tree, judge(tree), {})
+    data, files = lay_out(tree, judge(tree), {})
     named = [plate["file"] for part in data["sections"] for plate in part["plates"]]
-    assert sorted([*named, data["reach"]["file"]]) == sorted(f"{name}.svg" for name in figures)
+    assert sorted([*named, data["reach"]["file"]]) == sorted(files)
 
 
 def test_missing_typst_is_one_line(
