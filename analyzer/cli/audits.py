@@ -98,14 +98,15 @@ def demo(
     """Audit and compare the two bundled networks, an LSTM and a CNN of the same heartbeats."""
     from analyzer.cli.records import Paper, compare
     from analyzer.conduct import REPORT, TRACES
-    from analyzer.demo import SPECS
+    from analyzer.demo import SETTINGS, SPECS
     from analyzer.jobs import Job, Status
     from analyzer.limits import Limits
     from analyzer.options import Options
     from analyzer.workers import Bounds, run
 
     jobs = [
-        Job(name, Options(spec, None, {}, Limits(), out / name)) for name, spec in SPECS.items()
+        Job(name, Options(spec, None, SETTINGS, Limits(), out / name))
+        for name, spec in SPECS.items()
     ]
     outcomes = [*followed(run(jobs, len(jobs), Bounds()), len(jobs), quiet)]
     if any(outcome.status is Status.FAILED for outcome in outcomes):

@@ -21,3 +21,10 @@ SPECS = {
     for name, network in {"ecg_lstm": "EcgLSTM", "ecg_cnn": "EcgCNN"}.items()
 }
 """Name of each bundled network -> what to audit."""
+
+SETTINGS = {
+    "lag_profile": {"samples": 256},
+    "memory_horizon": {"samples": 256},
+    "stacked_layers": {"samples": 128},
+}
+"""Fewer samples than by default where many passes are needed: a minute on two cores for both."""
