@@ -153,7 +153,7 @@ def _field(trace: xr.Dataset) -> Track | None:
         "Input, field",
         ("first position", "last position"),
         f"{number(diameter[last])} of {number(whole)} positions",
-        f"{shorten(names(trace)[last], 18)}; theoretical (light): {number(theory)}",
+        f"{shorten(names(trace)[last], 16)}; theory (light): {number(theory)}",
         lambda ax: bar(ax, parts, [0.5 + low / whole / 2, 0.5 + high / whole / 2]),
     )
 
