@@ -19,6 +19,7 @@ from probes.field.maps import FoldedBatchError, Mapper, dimensions
 from probes.field.samples import pieces
 from probes.field.sizes import diameter
 from probes.field.survey import LayerField, Survey, survey
+from probes.labels import module_of
 from probes.nulls import untrained
 from probes.taps import untouched
 
@@ -212,7 +213,7 @@ def convolutions(found: Survey, model: nn.Module) -> list[LayerField]:
     layers = [
         layer
         for layer in found.layers
-        if dimensions(modules[layer.name.split("#")[0]]) and not np.isnan(layer.jump).all()
+        if dimensions(modules[module_of(layer.name, modules)]) and not np.isnan(layer.jump).all()
     ]
     if not layers:
         raise NotApplicable("the model calls its convolutions as functions, not as modules")

@@ -19,6 +19,7 @@ from probes.decision.samples import Draw
 from probes.decision.score import describe
 from probes.decision.source import BASELINES, Source, means
 from probes.errors import AnalyzerError, NotApplicable
+from probes.labels import module_of
 from probes.taps import differentiable_recurrence, leaf_modules, untouched
 
 BUDGET = 2**28
@@ -125,13 +126,15 @@ class LayerConductance:
             source.run(source.leaves)
         reasons = {name: "not called with these data" for name in names if name not in count}
         for label in seen:
-            name = label.split("#")[0]
+            name = module_of(label, count)
             if count[name] > self.max_calls:
                 reasons[name] = f"called {count[name]} times in one pass, more than max_calls"
             elif not size[label]:
                 reasons[label] = "what it returns does not keep the samples apart"
         ready = [
-            label for label in seen if label not in reasons and label.split("#")[0] not in reasons
+            label
+            for label in seen
+            if label not in reasons and module_of(label, count) not in reasons
         ]
         if not ready:
             raise NotApplicable(

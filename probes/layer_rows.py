@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from probes.labels import label_of
 from probes.layout import batch_dim
 from probes.norms import by_sample
 from probes.recurrent.record import StateGradients
@@ -75,7 +76,7 @@ class Pass:
         """Measure what a layer returned now, and the gradient there when it comes."""
         count = self.calls[name] = self.calls.get(name, 0) + 1
         label = name or WHOLE
-        row = self.rows[label if count == 1 else f"{label}#{count}"] = Row(name)
+        row = self.rows[label_of(label, count)] = Row(name)
         value = first_float(output)
         dim = None if value is None else batch_dim(value, self.samples, self.axis)
         if value is None or dim is None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
+from probes.labels import label_of, module_of
 from probes.layout import batch_dim
 
 CARRIED = 0.9
@@ -132,7 +133,8 @@ def tapped(model: nn.Module, labels: Sequence[str], samples: int, axis: int) -> 
             if value.requires_grad:
                 value.register_hook(_filing(arrived, place))  # type: ignore[no-untyped-call]
 
-    with calls(model, {label.split("#")[0] for label in labels}, keep):
+    names = dict(model.named_modules())
+    with calls(model, {module_of(label, names) for label in labels}, keep):
         yield point
 
 
@@ -158,7 +160,7 @@ def calls(
 
             def hook(module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
                 count[name] = number = count.get(name, 0) + 1
-                visit(name if number == 1 else f"{name}#{number}", module, output)
+                visit(label_of(name, number), module, output)
 
             stack.callback(module.register_forward_hook(hook).remove)
         yield count

@@ -11,6 +11,7 @@ from torch import nn
 from probes.base import Inputs, call
 from probes.depth.blocks import Edit, Key, Site, Watch
 from probes.depth.provenance import Held, Node, Provenance, paths
+from probes.labels import label_of
 
 SHAPE = "it does not return the shape that it reads"
 RECURRENT = "it reads what it returned before: it is part of a recurrence"
@@ -117,7 +118,7 @@ def _named(blocks: Sequence[Block]) -> Iterator[Block]:
     for block in blocks:
         name = _name(block, blocks)
         uses[name] += 1
-        yield replace(block, name=name if uses[name] == 1 else f"{name}#{uses[name]}")
+        yield replace(block, name=label_of(name, uses[name]))
 
 
 def _name(block: Block, blocks: Sequence[Block]) -> str:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_unflatten
 from probes.base import Batch, Subject, call, first_tensor
 from probes.errors import NotApplicable
 from probes.field.samples import Place, flat_inputs
+from probes.labels import label_of, module_of
 from probes.taps import differentiable, first_float
 
 DIMENSIONS = {
@@ -55,7 +56,7 @@ def centres(model: nn.Module, labels: Sequence[str]) -> Iterator[dict[str, Tenso
 
     def keep(name: str, output: Any) -> None:
         calls[name] = calls.get(name, 0) + 1
-        label = name if calls[name] == 1 else f"{name}#{calls[name]}"
+        label = label_of(name, calls[name])
         value = first_float(output)
         if label in labels and value is not None:
             centre = value
@@ -64,7 +65,7 @@ def centres(model: nn.Module, labels: Sequence[str]) -> Iterator[dict[str, Tenso
             seen[label] = centre.clone()
 
     with ExitStack() as stack:
-        for name in {label.split("#")[0] for label in labels}:
+        for name in {module_of(label, modules) for label in labels}:
 
             def hook(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
                 keep(name, output)

@@ -22,6 +22,7 @@ from probes.field.intervals import Field, Span, empty, seed
 from probes.field.memory import Fields
 from probes.field.mode import FieldMode, RecurrentMode
 from probes.field.samples import Place, flat_inputs, part_of
+from probes.labels import label_of
 from probes.taps import first_float
 
 AXES = {1: ("time",), 2: ("y", "x"), 3: ("z", "y", "x")}
@@ -327,7 +328,7 @@ class _Book:
             return
         if fields is None:
             fields = self._lost(output)
-        label = name if self.calls[name] == 1 else f"{name}#{self.calls[name]}"
+        label = label_of(name, self.calls[name])
         self.layers.append(self._layer(label, kind_of(module), tuple(output.shape), fields, read))
 
     def _lost(self, output: Tensor) -> Fields:
