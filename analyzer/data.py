@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from analyzer.checkpoint.formats import recognise
+from analyzer.checkpoint.payloads import payload
 from analyzer.imports import told
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError
@@ -96,7 +97,11 @@ def _npz(path: Path) -> dict[str, Tensor]:
 
 def _pt(path: Path) -> dict[str, Tensor]:
     """Read a tensor (the inputs) or a mapping of tensors."""
-    found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        found = payload(path, recognise(path), (), trust=False)
+    except AnalyzerError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise AnalyzerError(f"{path}: not a readable data file: {reason}") from error
     if isinstance(found, Tensor):
         return {"inputs": found}
     if not isinstance(found, Mapping):

@@ -16,7 +16,7 @@ from torch import nn
 from analyzer import record as records
 from analyzer.budget import Budget, OutOfTimeError, halved
 from analyzer.data import data_sha256
-from analyzer.imports import in_one_line
+from analyzer.imports import in_one_line, told
 from analyzer.names import known
 from analyzer.trial import tried
 from probes import PROBES, probe_class
@@ -115,8 +115,34 @@ def _eager(model: nn.Module) -> nn.Module:
             "load the weights into it"
         )
     if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters()):
-        model = copy.deepcopy(model).float()
+        model = _single(model)
     return model
+
+
+def _single(model: nn.Module) -> nn.Module:
+    """Copy a model into single precision.
+
+    Raises
+    ------
+    AnalyzerError
+        It cannot be copied.
+    """
+    # Pruning and the old weight norm keep weights that they computed, which torch does not copy.
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    ]
+    memo = {id(value): value.detach().clone() for value in computed}
+    with told("copying the model, whose precision is half, to probe it in single precision,"):
+        copied = copy.deepcopy(model, memo).float()
+    if not all(weight.is_leaf for weight in copied.parameters()):
+        raise AnalyzerError(
+            "the model, whose precision is half, cannot be converted to single precision: pass it "
+            "as float32"
+        )
+    return copied
 
 
 def _trace(

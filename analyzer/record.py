@@ -69,7 +69,8 @@ def load(path: str | Path) -> xr.DataTree:
     try:
         with xr.open_datatree(path, engine="h5netcdf") as opened:
             record = opened.load()
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        # HDF5 has a word of its own for everything that can be damaged.
         raise AnalyzerError(f"{path}: not a record of this tool (netCDF-4 expected)") from error
     schema = record.attrs.get("schema")
     if schema is None:

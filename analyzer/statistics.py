@@ -174,4 +174,6 @@ def _shares(values: Values, weights: Values) -> Values:
 def _percentiles(drawn: Values, coverage: float) -> Values:
     """Lower and upper percentile over resamples; nan where a resample is nan."""
     tail = (1 - coverage) / 2
-    return np.asarray(np.quantile(drawn, [tail, 1 - tail], axis=0), np.float64)
+    # Between two infinities it is undefined.
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.quantile(drawn, [tail, 1 - tail], axis=0), np.float64)

@@ -56,7 +56,7 @@ def load_subject(spec: Spec) -> Loaded:
         optimizer = found.optimizer
     device, dtype = _device(spec.device), _dtype(spec.dtype)
     subject = Subject(
-        model.to(device, dtype),
+        _converted(model, dtype).to(device),
         _batches(spec.data, spec),
         loss=_loss(spec.loss),
         output=spec.output,
@@ -90,6 +90,11 @@ def _loss(name: str) -> Any:
         return name or None
     found = import_callable(name)
     return found() if isinstance(found, type) and issubclass(found, nn.Module) else found
+
+
+def _converted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert the real numbers of a model; ``to(dtype)`` would cut complex ones down to real."""
+    return model.double() if dtype is torch.float64 else model.float()
 
 
 def _batches(source: str, spec: Spec) -> Any:

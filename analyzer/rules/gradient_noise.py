@@ -90,7 +90,8 @@ def agreement(trace: xr.Dataset) -> Values:
     """
     mean = trace["parameter_gradient"].to_numpy().astype(np.float64)
     typical = by_parameter(trace)[0]
-    return np.asarray(mean / np.where(typical > 0, typical, np.nan))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(mean / np.where(typical > 0, typical, np.nan))
 
 
 def noise_scale(trace: xr.Dataset) -> float:

@@ -41,8 +41,9 @@ _ROWS = 16
 
 def estimates(trace: xr.Dataset) -> Values:
     """Return the mean estimate of each block as a share of the mean loss, shape (block,)."""
-    loss = array(trace, "intact_loss", "sample").mean()
-    return np.asarray(array(trace, "estimate", "sample", "block").mean(0) / loss)
+    with np.errstate(invalid="ignore"):
+        loss = array(trace, "intact_loss", "sample").mean()
+        return np.asarray(array(trace, "estimate", "sample", "block").mean(0) / loss)
 
 
 def changes(trace: xr.Dataset) -> list[Estimate]:

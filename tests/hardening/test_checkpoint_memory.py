@@ -84,7 +84,7 @@ def entries(count: int) -> bytes:
     return stream.getvalue()
 
 
-LONG = MILLION // 5
+LONG = MILLION // 10
 OVERLAP = 1000
 
 HOSTILE: dict[str, Callable[[], bytes]] = {

@@ -8,7 +8,7 @@ import pytest
 from checkpoint_corpus import FORMS, ZIPPED, cuts, damaged, damaged_within, good
 from reading import outcome, refusal
 
-FEW, MANY = 60, 1500
+FEW, MANY = 50, 1500
 """Cases of each format and kind of damage."""
 
 

@@ -39,6 +39,8 @@ from pickled import (
 from reading import refusal
 
 from analyzer.checkpoint import read
+from analyzer.data import file_batches
+from probes.errors import AnalyzerError
 
 HUGE = 10**12
 GIGABYTES = 4 * 10**9
@@ -313,4 +315,16 @@ def test_scripted_objects_that_hold_each_other_many_times(tmp_path: Path) -> Non
     path.write_bytes(scripted(code))
     assert refusal(path) == (
         "cut off or damaged TorchScript file (more than 100000 tensors): copy or save it again"
+    )
+
+
+def test_data_files_are_held_to_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "data.pt"
+    code, reason = DECEIVING["memory by bytes"]
+    path.write_bytes(archive(table(inputs=weights(), attack=code)))
+    with pytest.raises(AnalyzerError) as caught:
+        file_batches(path, 2)
+    assert str(caught.value) == (
+        f"{path}: not a readable data file: damaged, or more than plain weights ({reason}): save "
+        "the state_dict() alone"
     )

@@ -14,14 +14,7 @@ from probes import PROBES, probe_class
 from probes.base import Subject
 from probes.errors import AnalyzerError, NotApplicable
 
-FEW = (
-    "residual in place",
-    "dictionaries",
-    "buffers changed",
-    "integers in",
-    "weight norm",
-    "packs",
-)
+FEW = ("residual in place", "buffers changed", "packs")
 """Networks that every run looks at; all others are slow."""
 
 PREPARED = {

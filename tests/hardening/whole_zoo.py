@@ -1,16 +1,21 @@
 """Every small network, audited with every probe; what each probe comes to."""
 
+import json
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
 
 import torch
+import xarray as xr
 from zoo_behaviour import BEHAVIOUR
 from zoo_outputs import OUTPUTS
 from zoo_structures import STRUCTURES
 
 from analyzer import record as records
+from analyzer.findings import Finding, to_json
+from analyzer.limits import Limits
 from analyzer.pipeline import measure
+from analyzer.rules import judge
 from probes.base import Subject
 from probes.errors import AnalyzerError
 
@@ -39,11 +44,20 @@ def audited(subject: Subject, *probes: str) -> dict[str, str]:
             record = measure(subject, probes or None)
         except AnalyzerError as error:
             return {REFUSED: str(error)}
+    judged(record)
     found = {name: trace.attrs for name, trace in records.traces(record).items()}
     return {
         name: ": ".join(filter(None, [facts["outcome"], facts.get("reason", "")]))
         for name, facts in found.items()
     }
+
+
+def judged(record: xr.DataTree) -> list[Finding]:
+    """Judge a record, which no measurement may keep from being written."""
+    findings = judge(record, Limits())
+    json.loads(to_json(findings, record.attrs, Limits().table()))
+    assert {finding.probe for finding in findings} >= {*record.children}
+    return findings
 
 
 def shortened(outcomes: dict[str, str]) -> dict[str, str]:
