@@ -9,11 +9,11 @@ import torch
 
 from probes.base import Batch, Probe, Progress, Subject, call
 from probes.errors import AnalyzerError
-from probes.excerpt import Excerpt
 from probes.footprint.passes import nbytes
 from probes.footprint.sweep import peak
-from probes.objective import sample_losses
-from probes.taps import differentiable_recurrence, untouched
+from probes.loss.objective import sample_losses
+from probes.model.taps import differentiable_recurrence, untouched
+from probes.samples.excerpt import Excerpt
 
 GIB = 2**30
 

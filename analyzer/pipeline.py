@@ -22,7 +22,7 @@ from analyzer.trial import tried
 from probes import PROBES, probe_class
 from probes.base import Batch, Probe, Progress, Subject, silent
 from probes.errors import AnalyzerError, NotApplicable
-from probes.objective import describe
+from probes.loss.objective import describe
 
 DISTRIBUTION = "gradient-memory-analyzer"
 

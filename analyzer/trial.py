@@ -10,9 +10,9 @@ from torch import Tensor
 from analyzer.imports import told
 from probes.base import Batch, Subject, call
 from probes.errors import AnalyzerError
-from probes.objective import sample_losses
-from probes.structure import leaves, packed
-from probes.taps import copied_inputs, copies, same_bits, untouched
+from probes.loss.objective import sample_losses
+from probes.model.structure import leaves, packed
+from probes.model.taps import copied_inputs, copies, same_bits, untouched
 
 TOLERANCE = 1e-3
 """Share of the largest output by which a model may differ from itself: sums in another order."""

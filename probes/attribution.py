@@ -18,8 +18,8 @@ from probes.decision.samples import Draw
 from probes.decision.score import describe
 from probes.decision.source import BASELINES, Source, means
 from probes.errors import AnalyzerError
-from probes.replacement import grid
-from probes.taps import differentiable_recurrence, untouched
+from probes.loss.replacement import grid
+from probes.model.taps import differentiable_recurrence, untouched
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
 from probes.errors import AnalyzerError
-from probes.structure import leaves
+from probes.model.structure import leaves
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | PackedSequence
 """What the model is called with: one tensor, positional arguments, or keyword arguments."""
@@ -190,7 +190,7 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     """Call ``model`` with ``inputs`` as :class:`Batch` describes.
 
     A model that draws random numbers draws the same ones in every call, so that calls can be
-    compared; :func:`probes.taps.untouched` restores the generators.
+    compared; :func:`probes.model.taps.untouched` restores the generators.
     """
     torch.manual_seed(0)
     random.seed(0)

@@ -11,13 +11,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probes import objective
 from probes.base import Progress, Subject, silent, variable
 from probes.depth.passes import Removals, Slopes, removed, slopes
 from probes.depth.survey import Block, survey
 from probes.errors import AnalyzerError, NotApplicable
-from probes.selection import pieces, rows, spread
-from probes.taps import untouched
+from probes.loss import objective
+from probes.model.taps import untouched
+from probes.samples.selection import pieces, rows, spread
 
 FEWEST = 32
 """Samples that blocks are left out on at least, if there are as many."""

@@ -19,9 +19,9 @@ from probes.field.maps import FoldedBatchError, Mapper, dimensions
 from probes.field.samples import pieces
 from probes.field.sizes import diameter
 from probes.field.survey import LayerField, Survey, survey
-from probes.labels import module_of
-from probes.nulls import untrained
-from probes.taps import untouched
+from probes.model.labels import module_of
+from probes.model.nulls import untrained
+from probes.model.taps import untouched
 
 MAX_CALLS = 8
 """Calls considered of a convolution that is called more than once."""

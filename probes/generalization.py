@@ -11,15 +11,15 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probes.alike import merged
 from probes.base import Batch, Progress, Subject, call, silent, variable
 from probes.errors import AnalyzerError, NotApplicable
-from probes.objective import describe, sample_losses
-from probes.permutation import permuted
-from probes.score import sample_scores
-from probes.selection import pieces, rows
-from probes.side_gradients import NULL, gradients_of_sides
-from probes.taps import untouched, with_leaves
+from probes.loss.objective import describe, sample_losses
+from probes.model.taps import untouched, with_leaves
+from probes.samples.alike import merged
+from probes.samples.permutation import permuted
+from probes.samples.selection import pieces, rows
+from probes.sides.gradients import NULL, gradients_of_sides
+from probes.sides.score import sample_scores
 from probes.weight_gradient.interception import ApartError, SampleGradients, differentiate
 from probes.weight_gradient.layers import parameters_by_layer
 from probes.weight_gradient.recurrent import RecurrentWeights, factors_recorded

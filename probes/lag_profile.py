@@ -13,8 +13,8 @@ from torch import Tensor
 
 from probes.base import Progress, Subject, silent, variable
 from probes.errors import AnalyzerError
-from probes.replacement import Replacement, grid
-from probes.taps import untouched
+from probes.loss.replacement import Replacement, grid
+from probes.model.taps import untouched
 
 REST = 0.05
 """Share of the change of the loss over all lags that is left beyond the oldest one in use."""

@@ -19,8 +19,8 @@ from probes.decision.samples import Draw
 from probes.decision.score import describe
 from probes.decision.source import BASELINES, Source, means
 from probes.errors import AnalyzerError, NotApplicable
-from probes.labels import module_of
-from probes.taps import differentiable_recurrence, leaf_modules, untouched
+from probes.model.labels import module_of
+from probes.model.taps import differentiable_recurrence, leaf_modules, untouched
 
 BUDGET = 2**28
 """Numbers kept of the layers' outputs and gradients at a time."""

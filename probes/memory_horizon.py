@@ -12,12 +12,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probes import objective
 from probes.base import Progress, Subject, call, silent, variable
 from probes.errors import AnalyzerError
-from probes.replacement import Replacement, grid
-from probes.taps import differentiable, differentiable_recurrence, untouched
-from probes.timeline import by_lag
+from probes.loss import objective
+from probes.loss.replacement import Replacement, grid
+from probes.model.taps import differentiable, differentiable_recurrence, untouched
+from probes.samples.timeline import by_lag
 
 SHARES = (0.01, 0.05)
 """Shares of the total excess loss near which the numbers of inputs kept lie closest."""

@@ -9,7 +9,7 @@ import xarray as xr
 from probes.base import Progress, Subject, silent
 from probes.field.labels import RECURRENT, named, rate_of
 from probes.field.survey import LayerField, Survey, survey
-from probes.taps import untouched
+from probes.model.taps import untouched
 
 UNIT = "input position"
 

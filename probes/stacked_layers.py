@@ -11,18 +11,18 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probes import objective
+from probes.algebra.linear_map import explained, fitted
+from probes.algebra.similarity import UNDEFINED, Similarity, linear_cka
+from probes.algebra.spectrum import effective_rank
 from probes.base import Progress, Subject, silent, variable
 from probes.errors import AnalyzerError, NotApplicable
-from probes.linear_map import explained, fitted
+from probes.loss import objective
+from probes.loss.replacement import grid
+from probes.model.taps import untouched
 from probes.recurrent.features import Features
 from probes.recurrent.stacked import Piece, Removed, features, gradients, halves, reach, without
-from probes.replacement import grid
-from probes.selection import rows, spread
-from probes.similarity import UNDEFINED, Similarity, linear_cka
-from probes.spectrum import effective_rank
-from probes.taps import untouched
-from probes.timeline import Sequences, time_axis
+from probes.samples.selection import rows, spread
+from probes.samples.timeline import Sequences, time_axis
 
 POWER = 10
 """Independent positions per unit without which the rank of the states is not measured."""

@@ -16,13 +16,13 @@ from torch.utils._pytree import tree_leaves
 
 from probes.base import Batch, Progress, Subject, call, silent, variable
 from probes.errors import AnalyzerError, NotApplicable
-from probes.excerpt import pieces
-from probes.layout import Layout
+from probes.model.taps import untouched
 from probes.recurrent.jacobian import Linearized, all_rows, linearized, random_rows, reach
 from probes.recurrent.record import StateGradients
 from probes.recurrent.split import recorded
 from probes.recurrent.stacks import obstacle, read_at, stacks, valid_lengths
-from probes.taps import untouched
+from probes.samples.excerpt import pieces
+from probes.samples.layout import Layout
 
 SPECTRAL_LAGS = 20
 """Lags, on a geometric scale, at which the spectral norm is measured."""

@@ -14,14 +14,14 @@ from torch.nn import functional
 
 from probes.base import Progress, Subject, silent, variable
 from probes.errors import AnalyzerError
-from probes.objective import describe
+from probes.loss.objective import describe
 from probes.recurrent.bptt import Factor
 from probes.recurrent.collected import Collected, autograd_residual, collect
 from probes.recurrent.halves import Halved, Terms, halved
 from probes.recurrent.naming import recurrent_modules
 from probes.recurrent.outer import inner
 from probes.recurrent.record import Site
-from probes.selection import rows
+from probes.samples.selection import rows
 
 _GIB = 2**30
 

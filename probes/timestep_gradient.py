@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from probes.base import Batch, Progress, Subject, call, silent, variable
 from probes.errors import AnalyzerError
-from probes.layout import Layout
-from probes.objective import describe, final_losses, sample_losses
+from probes.loss.objective import describe, final_losses, sample_losses
+from probes.model.taps import first_float, untouched
 from probes.recurrent.naming import recurrent_modules
 from probes.recurrent.record import Measured, Site, StateGradients
 from probes.recurrent.split import recorded
-from probes.taps import first_float, untouched
+from probes.samples.layout import Layout
 
 QUANTITIES = {
     "hidden_gradient": "rms gradient of the sample's loss at the hidden state",

@@ -11,16 +11,16 @@ import xarray as xr
 
 from probes.base import Batch, Progress, Subject, call, silent, variable
 from probes.errors import AnalyzerError, NotApplicable
-from probes.layout import Layout
-from probes.objective import describe, final_losses, sample_losses
+from probes.loss.objective import describe, final_losses, sample_losses
+from probes.model.taps import untouched
 from probes.recurrent.bptt import Factor
 from probes.recurrent.comparison import Gradients, Key, compared
 from probes.recurrent.naming import recurrent_modules
 from probes.recurrent.record import Recordings, Site
 from probes.recurrent.split import recorded
 from probes.recurrent.truncate import truncated
-from probes.selection import pieces, rows
-from probes.taps import untouched
+from probes.samples.layout import Layout
+from probes.samples.selection import pieces, rows
 
 CountedFrom = Literal["auto", "start", "end"]
 

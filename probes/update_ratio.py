@@ -9,9 +9,9 @@ from torch import Tensor
 
 from probes.base import Progress, Subject, silent, variable
 from probes.errors import NotApplicable
-from probes.layer_rows import WHOLE
-from probes.optimizer import Kept, kept_by
-from probes.updates import kind_of, number, setting, steps_of, update
+from probes.model.layer_rows import WHOLE
+from probes.optimizer.state import Kept, kept_by
+from probes.optimizer.updates import kind_of, number, setting, steps_of, update
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from typing import ClassVar
 import xarray as xr
 from torch import Tensor
 
-from probes import objective
 from probes.base import Progress, Subject, silent
 from probes.effective_field import MOST_KEPT, listed
 from probes.errors import AnalyzerError, NotApplicable
@@ -17,9 +16,10 @@ from probes.features.observation import Observed, Plan, observe
 from probes.features.parameters import parameters
 from probes.features.restriction import Subspace, restricted
 from probes.features.summary import Rules, plain, summary
-from probes.nulls import untrained
-from probes.selection import rows, spread
-from probes.taps import untouched
+from probes.loss import objective
+from probes.model.nulls import untrained
+from probes.model.taps import untouched
+from probes.samples.selection import rows, spread
 
 BUDGET = 2**29
 """Bytes for covariances that are kept at the same time, unless a single layer needs more."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
-from probes.labels import label_of, module_of
-from probes.layout import batch_dim
+from probes.model.labels import label_of, module_of
+from probes.samples.layout import batch_dim
 
 CARRIED = 0.9
 """Share of a layer's conductance that its carriers hold."""

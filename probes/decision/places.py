@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from probes.base import Batch, Subject, first_tensor
 from probes.errors import NotApplicable
-from probes.objective import final_outputs, prediction
+from probes.loss.objective import final_outputs, prediction
 from probes.recurrent.naming import recurrent_modules
-from probes.timeline import Sequences, time_axis
+from probes.samples.timeline import Sequences, time_axis
 
 PADDING = -1
 """Place of what is no part of a sample."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.base import Subject
-from probes.objective import CLASSIFYING
+from probes.loss.objective import CLASSIFYING
 
 
 def classifies(subject: Subject) -> bool:

@@ -16,7 +16,7 @@ from probes.base import Batch, Subject, call
 from probes.decision.places import PADDING, Place, Timeline
 from probes.decision.score import Decision
 from probes.errors import AnalyzerError, NotApplicable
-from probes.timeline import Sequences
+from probes.samples.timeline import Sequences
 
 Run = Callable[[Sequence[Tensor]], Any]
 """Calls the model with other values in the place of the leaves."""

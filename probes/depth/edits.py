@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probes.depth.blocks import Edit, Key, Site
 from probes.depth.survey import Block
-from probes.layout import batch_dim
+from probes.samples.layout import batch_dim
 
 
 @dataclass(eq=False)

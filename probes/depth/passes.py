@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from probes.algebra.similarity import UNDEFINED, Similarity, linear_cka
 from probes.base import Subject, call
 from probes.depth.blocks import PROJECTION, Key
 from probes.depth.edits import Gates, without
 from probes.depth.provenance import Held
 from probes.depth.survey import Block, watching
 from probes.errors import AnalyzerError
-from probes.removal import Intact
-from probes.selection import pieces
-from probes.similarity import UNDEFINED, Similarity, linear_cka
-from probes.taps import differentiable_recurrence
+from probes.loss.removal import Intact
+from probes.model.taps import differentiable_recurrence
+from probes.samples.selection import pieces
 
 Step = Callable[[int], None]
 """Called with the number of samples that a pass has just run."""

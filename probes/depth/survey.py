@@ -11,7 +11,7 @@ from torch import nn
 from probes.base import Inputs, call
 from probes.depth.blocks import Edit, Key, Site, Watch
 from probes.depth.provenance import Held, Node, Provenance, paths
-from probes.labels import label_of
+from probes.model.labels import label_of
 
 SHAPE = "it does not return the shape that it reads"
 RECURRENT = "it reads what it returned before: it is part of a recurrence"

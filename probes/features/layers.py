@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from probes.features.flow import WHOLE
-from probes.layout import Layout
 from probes.recurrent.features import Draw
 from probes.recurrent.record import Site
+from probes.samples.layout import Layout
 
 CONVOLUTIONS = (
     nn.Conv1d,

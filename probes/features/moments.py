@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from probes.algebra.spectrum import Covariance
 from probes.features.layers import Seen
-from probes.spectrum import Covariance
 
 
 class Moments:

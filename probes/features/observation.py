@@ -16,12 +16,12 @@ from probes.features.flow import BOUNDED, RELU, Activation, Flow
 from probes.features.layers import Layer, by_sample, largest, looked_at, recurrent
 from probes.features.moments import Moments
 from probes.gates import CLOSED, OPEN
-from probes.layout import Layout
+from probes.model.taps import first_float
 from probes.recurrent.bypass import Reading
 from probes.recurrent.features import Draw, read
 from probes.recurrent.naming import recurrent_modules
-from probes.selection import pieces
-from probes.taps import first_float
+from probes.samples.layout import Layout
+from probes.samples.selection import pieces
 
 
 @dataclass(eq=False)

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from probes.algebra.spectrum import Covariance
 from probes.base import Batch, Subject, call
 from probes.features.layers import Layer
 from probes.features.moments import pooled
 from probes.features.numbers import directions, spectrum
-from probes.removal import Intact
-from probes.selection import pieces
-from probes.spectrum import Covariance
+from probes.loss.removal import Intact
+from probes.samples.selection import pieces
 
 
 class Subspace(NamedTuple):

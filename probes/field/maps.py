@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_unflatten
 from probes.base import Batch, Subject, call, first_tensor
 from probes.errors import NotApplicable
 from probes.field.samples import Place, flat_inputs
-from probes.labels import label_of, module_of
-from probes.taps import differentiable, first_float
+from probes.model.labels import label_of, module_of
+from probes.model.taps import differentiable, first_float
 
 DIMENSIONS = {
     nn.Conv1d: 1,

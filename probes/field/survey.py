@@ -22,8 +22,8 @@ from probes.field.intervals import Field, Span, empty, seed
 from probes.field.memory import Fields
 from probes.field.mode import FieldMode, RecurrentMode
 from probes.field.samples import Place, flat_inputs, part_of
-from probes.labels import label_of
-from probes.taps import first_float
+from probes.model.labels import label_of
+from probes.model.taps import first_float
 
 AXES = {1: ("time",), 2: ("y", "x"), 3: ("z", "y", "x")}
 """Names of the axes of the input, by how many there are."""

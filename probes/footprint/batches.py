@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_map
 
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError
-from probes.selection import pieces
-from probes.timeline import Sequences
+from probes.samples.selection import pieces
+from probes.samples.timeline import Sequences
 
 
 def repeated(subject: Subject, count: int) -> Batch:

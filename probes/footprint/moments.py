@@ -8,7 +8,7 @@ from torch import nn
 from probes.base import Subject
 from probes.errors import NotApplicable
 from probes.footprint.passes import nbytes
-from probes.optimizer import kept_by
+from probes.optimizer.state import kept_by
 
 ASSUMED = {0: "plain gradient descent", 1: "momentum", 2: "Adam"}
 """Values kept for each parameter -> an optimizer that keeps as many."""

@@ -15,11 +15,11 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from probes import objective
 from probes.base import Batch, Inputs, Subject, call
 from probes.errors import AnalyzerError
 from probes.footprint.storages import Storages
-from probes.layer_rows import WHOLE
+from probes.loss import objective
+from probes.model.layer_rows import WHOLE
 
 LOSS = "(loss)"
 """Row of what is computed from the model's output."""

@@ -12,8 +12,8 @@ from probes.base import Batch, Inputs, Progress, Subject, first_tensor
 from probes.errors import AnalyzerError, NotApplicable
 from probes.footprint.batches import repeated, shortened
 from probes.footprint.passes import Serving, Training, nbytes, serving, training
-from probes.taps import differentiable_recurrence, untouched
-from probes.timeline import time_axis
+from probes.model.taps import differentiable_recurrence, untouched
+from probes.samples.timeline import time_axis
 
 REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AnalyzerError)
 """What models and losses raise that do not take batches of some kind."""

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from probes.base import Batch, Progress, Subject, call
-from probes.layout import Layout
-from probes.objective import sample_losses
+from probes.loss.objective import sample_losses
+from probes.model.taps import differentiable_recurrence, untouched
 from probes.recurrent.bptt import Factor
 from probes.recurrent.halves import Terms
 from probes.recurrent.naming import parameter_name
 from probes.recurrent.record import Site, StateGradients
 from probes.recurrent.split import recorded
-from probes.selection import pieces, rows
-from probes.taps import differentiable_recurrence, untouched
+from probes.samples.layout import Layout
+from probes.samples.selection import pieces, rows
 
 CHECKED = 4
 """Samples on which the gradients are compared with those of torch."""

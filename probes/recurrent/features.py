@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from probes.algebra.spectrum import Covariance
 from probes.base import Batch, call
-from probes.layout import Layout
 from probes.recurrent.bypass import Layers, Reading
-from probes.spectrum import Covariance
+from probes.samples.layout import Layout
 
 
 @dataclass(eq=False)

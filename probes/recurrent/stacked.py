@@ -10,16 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from probes.algebra.linear_map import fitted
 from probes.base import Batch, Subject, call
-from probes.layout import Layout
-from probes.linear_map import fitted
+from probes.loss.removal import Intact
+from probes.loss.replacement import donors_of
+from probes.model.taps import differentiable_recurrence
 from probes.recurrent.bypass import Layers, Substitute
 from probes.recurrent.features import Draw, Features, last_states, read
-from probes.removal import Intact
-from probes.replacement import donors_of
-from probes.selection import pieces, spread
-from probes.taps import differentiable_recurrence
-from probes.timeline import Sequences, donated, samples, spliced
+from probes.samples.layout import Layout
+from probes.samples.selection import pieces, spread
+from probes.samples.timeline import Sequences, donated, samples, spliced
 
 
 class Piece(NamedTuple):

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from probes.layout import Layout
 from probes.recurrent.record import StateGradients
+from probes.samples.layout import Layout
 
 
 def stacks(states: Sequence[StateGradients]) -> dict[str, list[StateGradients]]:

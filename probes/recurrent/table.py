@@ -12,10 +12,10 @@ from torch import Tensor
 
 from probes.base import Progress, Subject
 from probes.errors import AnalyzerError
+from probes.model.taps import untouched
 from probes.recurrent.reading import Reading
 from probes.recurrent.record import Site
 from probes.recurrent.watch import Read, first_samples, read
-from probes.taps import untouched
 
 Measure = Callable[[Reading], Mapping[str, Tensor]]
 """What is measured of one layer: name -> values, one row per row of the reading."""

@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from probes.base import Batch, Subject, call
 from probes.errors import AnalyzerError
-from probes.layout import Layout
 from probes.recurrent.clock import Clock
 from probes.recurrent.layer import Fused, Plan
 from probes.recurrent.naming import recurrent_modules
@@ -26,6 +25,7 @@ from probes.recurrent.reading import Reading
 from probes.recurrent.record import Recordings, Site
 from probes.recurrent.refusals import calls_of, refuse_scripted, refuse_unseen
 from probes.recurrent.split import _Interception
+from probes.samples.layout import Layout
 
 
 class Read(NamedTuple):
@@ -51,7 +51,7 @@ class Read(NamedTuple):
 def read(subject: Subject, batch: Batch) -> Read:
     """Run the model on a batch, and collect what its recurrent layers read.
 
-    Call it inside :func:`probes.taps.untouched`.
+    Call it inside :func:`probes.model.taps.untouched`.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from probes.norms import rough, unsafe
+from probes.algebra.norms import rough, unsafe
 
 WORKSPACE = 2**21
 """Bytes of per-sample gradient formed at a time: more do not stay in the processor's cache."""

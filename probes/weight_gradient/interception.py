@@ -13,8 +13,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
+from probes.algebra.norms import by_sample
 from probes.errors import AnalyzerError
-from probes.norms import by_sample
 from probes.weight_gradient import convolution, linear, normalization
 from probes.weight_gradient.contribution import Contribution
 from probes.weight_gradient.ledger import Call, Ledger

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.norms import by_sample
+from probes.algebra.norms import by_sample
 from probes.weight_gradient.contribution import Contribution, measured
 
 SHARED = 2**30

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from probes.layout import batch_dim
+from probes.samples.layout import batch_dim
 from probes.weight_gradient.contribution import Formed
 from probes.weight_gradient.lookup import Lookup
 from probes.weight_gradient.operation import Arrived, Operation, Parts, Use, Wanted

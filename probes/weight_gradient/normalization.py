@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from probes.layout import batch_dim
+from probes.samples.layout import batch_dim
 from probes.weight_gradient.contribution import Formed
 from probes.weight_gradient.operation import Arrived, Operation, Parts, Use, Wanted
 

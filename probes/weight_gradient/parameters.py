@@ -10,8 +10,8 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from probes.algebra.norms import whole
 from probes.base import variable
-from probes.norms import whole
 from probes.weight_gradient.ledger import UNUSED, Ledger
 
 

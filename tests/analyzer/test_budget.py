@@ -15,7 +15,7 @@ from analyzer.pipeline import measure
 from analyzer.rules import judge
 from probes.base import Batch, Progress, Subject, silent
 from probes.errors import AnalyzerError
-from probes.excerpt import Excerpt
+from probes.samples.excerpt import Excerpt
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from probes.base import Batch, Subject, call
 from probes.field.intervals import seed
 from probes.field.mode import FieldMode, RecurrentMode
 from probes.lag_profile import LagProfile
+from probes.loss.objective import prediction, sample_losses
 from probes.memory_horizon import MemoryHorizon
-from probes.objective import prediction, sample_losses
-from probes.structure import leaves, mapped
+from probes.model.structure import leaves, mapped
 
 
 class Numbers(nn.Module):

@@ -13,15 +13,15 @@ from analyzer.findings import Severity
 from analyzer.limits import Limits
 from analyzer.rules.depth_contribution import contributions
 from analyzer.rules.unproductive_depth import unproductive_depth
+from probes.algebra.similarity import linear_cka
 from probes.base import Subject
 from probes.depth.edits import Gates
 from probes.depth.provenance import Held
 from probes.depth.survey import survey, watching
 from probes.depth_contribution import DepthContribution
 from probes.errors import AnalyzerError, NotApplicable
+from probes.model.taps import same_bits
 from probes.receptive_field import ReceptiveField
-from probes.similarity import linear_cka
-from probes.taps import same_bits
 
 torch.manual_seed(0)
 

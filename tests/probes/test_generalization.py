@@ -14,13 +14,13 @@ from analyzer.limits import Limits
 from analyzer.rules.generalization import gap, generalization
 from analyzer.rules.side_gradients import null_alignment
 from analyzer.rules.sides import HELD_OUT, TRAINED, WHOLE, alignment, sides, stiffness_across
-from probes.agreement import agreement
-from probes.alike import merged
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError, NotApplicable
 from probes.generalization import Generalization
-from probes.permutation import permuted
-from probes.score import sample_scores
+from probes.samples.alike import merged
+from probes.samples.permutation import permuted
+from probes.sides.agreement import agreement
+from probes.sides.score import sample_scores
 from probes.weight_gradient.contribution import Formed
 from probes.weight_gradient.layers import parameters_by_layer
 from probes.weight_gradient.sketch import Sketches, dimensions

@@ -8,7 +8,7 @@ from torch import nn
 
 from probes import probe_class
 from probes.base import Subject
-from probes.labels import label_of, module_of
+from probes.model.labels import label_of, module_of
 
 
 def test_a_label_leads_back_to_its_module() -> None:

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from analyzer.statistics import horizon, horizon_interval, relative_excess
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError, NotApplicable
+from probes.loss.replacement import donors_of, grid
 from probes.memory_horizon import MemoryHorizon
-from probes.replacement import donors_of, grid
 
 
 def double(*shape: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from probes.errors import NotApplicable
-from probes.nulls import untrained
+from probes.model.nulls import untrained
 
 
 def trained() -> nn.Sequential:

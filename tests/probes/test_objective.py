@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError
-from probes.objective import (
+from probes.loss.objective import (
     describe,
     final_losses,
     final_outputs,

@@ -5,7 +5,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError
-from probes.selection import pieces, rows, spread
+from probes.samples.selection import pieces, rows, spread
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from probes.similarity import GROUPS, linear_cka
+from probes.algebra.similarity import GROUPS, linear_cka
 
 torch.manual_seed(0)
 

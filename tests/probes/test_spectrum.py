@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from probes.linear_map import explained, fitted
-from probes.spectrum import Covariance, effective_rank
+from probes.algebra.linear_map import explained, fitted
+from probes.algebra.spectrum import Covariance, effective_rank
 
 
 def double(*shape: int) -> Tensor:

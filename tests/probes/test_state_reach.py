@@ -13,7 +13,7 @@ from analyzer.limits import StateReachLimits
 from analyzer.rules.state_reach import stack_decays
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError, NotApplicable
-from probes.excerpt import part_of, pieces
+from probes.samples.excerpt import part_of, pieces
 from probes.state_reach import StateReach
 
 

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from probes.base import Batch, call
 from probes.errors import NotApplicable
-from probes.precision import _first, exact
-from probes.taps import (
+from probes.model.precision import _first, exact
+from probes.model.taps import (
     differentiable,
     differentiable_recurrence,
     first_float,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from probes.base import Batch, Subject
 from probes.errors import NotApplicable
-from probes.timeline import time_axis
+from probes.samples.timeline import time_axis
 
 
 class Unshared(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from probes.base import Subject
 from probes.errors import NotApplicable
-from probes.optimizer import kept_by
+from probes.optimizer.state import kept_by
 from probes.update_ratio import UpdateRatio
 
 

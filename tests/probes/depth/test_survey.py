@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from probes.depth.survey import RECURRENT, SHAPE, Block, survey
-from probes.taps import untouched
+from probes.model.taps import untouched
 
 torch.manual_seed(0)
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from probes.base import Batch, Subject
+from probes.model.taps import untouched
 from probes.recurrent.reading import Reading
 from probes.recurrent.tangent import Spectrum, advance, locals_of, spectrum
 from probes.recurrent.watch import read
-from probes.taps import untouched
 
 INPUTS, UNITS, B = 3, 5, 2
 Trained = Callable[..., nn.RNNBase]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from probes.spectrum import Covariance
+from probes.algebra.spectrum import Covariance
 
 NOISE = 1e-10
 """Directions with less than this share of the largest variance are not used."""

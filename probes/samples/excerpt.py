@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.utils._pytree import tree_map
 
 from probes.base import Batch, Inputs, Subject
-from probes.layout import batch_dim
+from probes.samples.layout import batch_dim
 
 
 def pieces(subject: Subject, count: int, size: int) -> Iterator[Batch]:

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from probes.base import Batch, Subject
-from probes.layout import batch_dim
+from probes.samples.layout import batch_dim
 
 
 def signature(values: Any, samples: int, axis: int) -> Hashable:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from probes.base import Batch, Inputs, Subject, call, first_tensor
 from probes.errors import AnalyzerError, NotApplicable
-from probes.taps import untouched
+from probes.model.taps import untouched
 
 _ASK = "set time_axis to the axis of the inputs along which time runs"
 

@@ -10,8 +10,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probes.agreement import Agreement, agreement, whole_agreement
 from probes.base import variable
+from probes.sides.agreement import Agreement, agreement, whole_agreement
 from probes.weight_gradient.sketch import Sketches
 
 NULL = "with each other's targets"

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from probes.base import Batch, Inputs, Subject
 from probes.errors import AnalyzerError
-from probes.layout import batch_dim
+from probes.samples.layout import batch_dim
 
 
 def spread(count: int, most: int) -> list[int]:

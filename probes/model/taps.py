@@ -15,10 +15,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
-from probes import precision
 from probes.base import Batch, Inputs
 from probes.errors import AnalyzerError, NotApplicable
-from probes.structure import leaves, packed
+from probes.model import precision
+from probes.model.structure import leaves, packed
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from probes.base import Batch, Loss, Subject
-from probes.objective import CLASSIFYING, IGNORED, sample_losses
+from probes.loss.objective import CLASSIFYING, IGNORED, sample_losses
 
 _BINARY = {"binary_cross_entropy_with_logits": 0.0, "binary_cross_entropy": 0.5}
 """Losses of yes or no -> output above which the answer is yes."""

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probes import objective
 from probes.base import Batch, Inputs, Subject, call
 from probes.errors import NotApplicable
-from probes.timeline import Sample, Sequences, donated, samples, spliced, time_axis
+from probes.loss import objective
+from probes.samples.timeline import Sample, Sequences, donated, samples, spliced, time_axis
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from probes.errors import NotApplicable
-from probes.optimizer import Kept
+from probes.optimizer.state import Kept
 
 ADAM, MOMENTUM, RMSPROP = "Adam", "gradient descent with momentum", "RMSprop"
 

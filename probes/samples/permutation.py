@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from probes.alike import joined, signature
 from probes.base import Batch, Subject
-from probes.replacement import donors_of
+from probes.loss.replacement import donors_of
+from probes.samples.alike import joined, signature
 
 
 def permuted(

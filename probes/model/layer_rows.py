@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probes.labels import label_of
-from probes.layout import batch_dim
-from probes.norms import by_sample
+from probes.algebra.norms import by_sample
+from probes.model.labels import label_of
+from probes.model.taps import first_float, leaf_modules
 from probes.recurrent.record import StateGradients
-from probes.taps import first_float, leaf_modules
+from probes.samples.layout import batch_dim
 from probes.weight_gradient.ledger import Call
 
 WHOLE = "(model)"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probes import objective
 from probes.base import Batch, Subject
+from probes.loss import objective
 
 
 @dataclass(frozen=True, eq=False)

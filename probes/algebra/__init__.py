@@ -1,0 +1,1 @@
+"""Norms, spectra, linear maps and similarities of features."""

@@ -1,0 +1,1 @@
+"""The loss of single samples, and what it changes by when a part is removed or replaced."""

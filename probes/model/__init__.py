@@ -1,0 +1,1 @@
+"""A model under measurement: its tensors and calls tapped, its state put back."""

@@ -1,0 +1,1 @@
+"""What an optimizer kept in a checkpoint, and the updates it made."""

@@ -1,0 +1,1 @@
+"""Batches and their samples: where time is, which are taken, which go together."""

@@ -1,0 +1,1 @@
+"""Data a model was trained on beside others: scores, gradients and how far they agree."""
