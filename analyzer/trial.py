@@ -11,8 +11,8 @@ from analyzer.imports import told
 from probes.base import Batch, Subject, call
 from probes.errors import AnalyzerError
 from probes.loss.objective import sample_losses
-from probes.model.structure import leaves, packed
 from probes.model.taps import copied_inputs, copies, same_bits, untouched
+from probes.structure import leaves, packed
 
 TOLERANCE = 1e-3
 """Share of the largest output by which a model may differ from itself: sums in another order."""

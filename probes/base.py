@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
 from probes.errors import AnalyzerError
-from probes.model.structure import leaves
+from probes.structure import leaves
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any] | PackedSequence
 """What the model is called with: one tensor, positional arguments, or keyword arguments."""

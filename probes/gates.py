@@ -12,6 +12,7 @@ from torch import Tensor
 
 from probes.base import Progress, Subject, silent, variable
 from probes.errors import AnalyzerError
+from probes.recurrent.cells import CLOSED, OPEN
 from probes.recurrent.reading import Reading
 from probes.recurrent.record import Site
 from probes.recurrent.table import Tables, measured
@@ -30,9 +31,6 @@ ORDER = ("input", "forget", "reset", "update", "candidate", "output", "state")
 
 HOLDING = ("forget", "update")
 """Gates that multiply the state on its way to the next timestep."""
-
-OPEN, CLOSED = 0.9, 0.1
-"""Beyond these a gate is open or closed; a tanh is at one of its ends beyond 0.9."""
 
 CHUNK = 2**24
 """Activations of gates computed at a time."""

@@ -16,9 +16,9 @@ from probes.errors import AnalyzerError, NotApplicable
 from probes.loss.objective import describe, sample_losses
 from probes.model.taps import untouched, with_leaves
 from probes.samples.alike import merged
-from probes.samples.permutation import permuted
 from probes.samples.selection import pieces, rows
 from probes.sides.gradients import NULL, gradients_of_sides
+from probes.sides.permutation import permuted
 from probes.sides.score import sample_scores
 from probes.weight_gradient.interception import ApartError, SampleGradients, differentiate
 from probes.weight_gradient.layers import parameters_by_layer

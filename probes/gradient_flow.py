@@ -14,12 +14,13 @@ from torch import nn
 from probes.base import Batch, Progress, Subject, call, silent, variable
 from probes.errors import AnalyzerError, NotApplicable
 from probes.loss.objective import describe, sample_losses
-from probes.model.layer_rows import WHOLE, Pass, table
+from probes.model.labels import WHOLE
 from probes.model.taps import leaf_modules, untouched, with_leaves
 from probes.weight_gradient.interception import ApartError, SampleGradients, differentiate
 from probes.weight_gradient.ledger import Ledger
 from probes.weight_gradient.parameters import ParameterGradients
 from probes.weight_gradient.recurrent import RecurrentWeights, factors_recorded
+from probes.weight_gradient.rows import Pass, table
 
 
 @dataclass(frozen=True)

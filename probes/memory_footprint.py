@@ -17,7 +17,7 @@ from probes.errors import AnalyzerError, NotApplicable
 from probes.footprint.moments import moments_of
 from probes.footprint.passes import nbytes
 from probes.footprint.sweep import Pass, sweep
-from probes.model.layer_rows import WHOLE
+from probes.model.labels import WHOLE
 
 
 @dataclass(frozen=True)

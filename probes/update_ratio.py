@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probes.base import Progress, Subject, silent, variable
 from probes.errors import NotApplicable
-from probes.model.layer_rows import WHOLE
+from probes.model.labels import WHOLE
 from probes.optimizer.state import Kept, kept_by
 from probes.optimizer.updates import kind_of, number, setting, steps_of, update
 

@@ -9,13 +9,11 @@ from torch.overrides import TorchFunctionMode
 
 from probes.base import Inputs
 from probes.depth.provenance import Held, Node, Provenance
+from probes.model.labels import WHOLE
 from probes.recurrent.record import Site
 
 INPUT = "(inputs)"
 """Stands for the inputs of the model among the sources of a layer."""
-
-WHOLE = "(model)"
-"""Stands for a model that is one single layer."""
 
 RELU = ("relu", "relu_", "relu6", "threshold", "threshold_")
 """Activation functions that are exactly zero where a unit is not active."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from probes.features.flow import WHOLE
+from probes.model.labels import WHOLE
 from probes.recurrent.features import Draw
 from probes.recurrent.record import Site
 from probes.samples.layout import Layout

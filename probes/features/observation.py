@@ -15,9 +15,9 @@ from probes.base import Batch, Subject, call
 from probes.features.flow import BOUNDED, RELU, Activation, Flow
 from probes.features.layers import Layer, by_sample, largest, looked_at, recurrent
 from probes.features.moments import Moments
-from probes.gates import CLOSED, OPEN
 from probes.model.taps import first_float
 from probes.recurrent.bypass import Reading
+from probes.recurrent.cells import CLOSED, OPEN
 from probes.recurrent.features import Draw, read
 from probes.recurrent.naming import recurrent_modules
 from probes.samples.layout import Layout

@@ -19,7 +19,7 @@ from probes.base import Batch, Inputs, Subject, call
 from probes.errors import AnalyzerError
 from probes.footprint.storages import Storages
 from probes.loss import objective
-from probes.model.layer_rows import WHOLE
+from probes.model.labels import WHOLE
 
 LOSS = "(loss)"
 """Row of what is computed from the model's output."""

@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import pad_packed_sequence
 
 from probes.base import Batch, Loss, Subject
 from probes.errors import AnalyzerError
-from probes.model.structure import leaves, mapped, opened, packed
 from probes.samples.layout import Layout, last_index
+from probes.structure import leaves, mapped, opened, packed
 
 IGNORED = -100
 """Class index that torch's cross entropy leaves out."""

@@ -1,6 +1,9 @@
-"""How calls of modules are told apart: the k-th call of a module after its first is ``name#k``."""
+"""Names of modules and of their calls: the k-th call of a module after its first is ``name#k``."""
 
 from collections.abc import Container
+
+WHOLE = "(model)"
+"""Label of a model that is one single layer."""
 
 
 def label_of(name: str, call: int) -> str:

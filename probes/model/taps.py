@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from probes.base import Batch, Inputs
 from probes.errors import AnalyzerError, NotApplicable
 from probes.model import precision
-from probes.model.structure import leaves, packed
+from probes.structure import leaves, packed
 
 
 @contextmanager

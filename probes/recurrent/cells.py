@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+OPEN, CLOSED = 0.9, 0.1
+"""Beyond these a gate is open or closed; a tanh is at one of its ends beyond 0.9."""
+
 REPLAYED = 16
 """Timesteps of an Elman network that are replayed as a check."""
 

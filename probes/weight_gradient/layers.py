@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from probes.model.layer_rows import WHOLE
+from probes.model.labels import WHOLE
 
 LAYERS = 64
 """Layers that are told apart, at most."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 from probes.base import Batch, Subject
-from probes.model.structure import leaves
+from probes.structure import leaves
 
 
 def surroundings(subject: Subject) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from probes.field.mode import FieldMode, RecurrentMode
 from probes.lag_profile import LagProfile
 from probes.loss.objective import prediction, sample_losses
 from probes.memory_horizon import MemoryHorizon
-from probes.model.structure import leaves, mapped
+from probes.structure import leaves, mapped
 
 
 class Numbers(nn.Module):

@@ -18,8 +18,8 @@ from probes.base import Batch, Subject
 from probes.errors import AnalyzerError, NotApplicable
 from probes.generalization import Generalization
 from probes.samples.alike import merged
-from probes.samples.permutation import permuted
 from probes.sides.agreement import agreement
+from probes.sides.permutation import permuted
 from probes.sides.score import sample_scores
 from probes.weight_gradient.contribution import Formed
 from probes.weight_gradient.layers import parameters_by_layer
