@@ -14,6 +14,11 @@ _FEW = 2**16
 """Values that are summed in float64 at once, which takes a copy of them."""
 
 
+def far(values: Tensor) -> bool:
+    """Whether values are on a device that works on its own: to look at one waits for all before."""
+    return values.device.type != "cpu"
+
+
 def unsafe(norm_B: Tensor) -> Tensor | None:
     """Say which norms the range of float32 may have spoilt: (B,), also zero and nan; None if none.
 
@@ -28,10 +33,14 @@ def unsafe(norm_B: Tensor) -> Tensor | None:
 def rough(values: Tensor) -> Tensor:
     """Norm over all axes but the first, in float64: (B,), for values within a safe range.
 
-    In two steps, as a sum of millions of squares in float32 loses half of its digits.
+    In two steps, as a sum of millions of squares in float32 loses half of its digits. Far from the
+    CPU in float64 at once, for values of any size: it takes no longer there.
     """
     if values.dim() == 1:
         return values.abs().double()
+    if far(values):
+        exact_B: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=torch.float64)
+        return exact_B
     inner: Tensor = torch.linalg.vector_norm(values.flatten(min(2, values.dim() - 1)), dim=-1)
     inner = inner.double()
     norm_B: Tensor = torch.linalg.vector_norm(inner, dim=1) if inner.dim() == 2 else inner
@@ -44,7 +53,7 @@ def by_sample(values: Tensor, dim: int = 0) -> Tensor:
     if first.dtype in (torch.float16, torch.bfloat16):
         first = first.float()
     norm_B = rough(first)
-    if first.dtype != torch.float64:
+    if first.dtype != torch.float64 and not far(first):
         unsafe_B = unsafe(norm_B)
         if unsafe_B is not None:
             norm_B[unsafe_B] = rough(first[unsafe_B].double())

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from probes.algebra.norms import rough, unsafe
+from probes.algebra.norms import far, rough, unsafe
 
 WORKSPACE = 2**21
 """Bytes of per-sample gradient formed at a time: more do not stay in the processor's cache."""
@@ -102,6 +102,8 @@ def measured(contribution: Contribution) -> tuple[Tensor, Tensor]:
     norms, total : Tensor
         Norm for each sample in float64, shape (B,), and the gradient summed over the samples.
     """
+    if far(contribution.gradient):
+        return _measured_far(contribution)
     norm_B, total = _measured(contribution)
     if total.dtype != torch.float64:
         unsafe_B = unsafe(norm_B)
@@ -127,6 +129,18 @@ def _measured(contribution: Contribution) -> tuple[Tensor, Tensor]:
         total = _formed(contribution.rows(some), parts, total)
     assert total is not None
     return torch.cat(parts), total
+
+
+def _measured_far(contribution: Contribution) -> tuple[Tensor, Tensor]:
+    """As :func:`measured`, without a look at the norms: what to do again is not known before."""
+    gradient = contribution.gradient
+    size_B = gradient.flatten(1).abs().amax(1)
+    size_B = torch.where((size_B > 0) & size_B.isfinite(), size_B, 1)
+    scaled = gradient / size_B.view(-1, *[1] * (gradient.dim() - 1))
+    squares_B = replace(contribution, gradient=scaled).squared_norms()
+    if squares_B is None:
+        return _measured(contribution)
+    return squares_B.double().clamp_min(0).sqrt() * size_B, contribution.total()
 
 
 def _formed(some: Contribution, parts: list[Tensor], total: Tensor | None) -> Tensor:

@@ -96,8 +96,9 @@ class ParameterGradients:
         """Norm of every sample, on the CPU: (B,). Where others have a gradient, none is zero."""
         if self._reason(name):
             return torch.full((sum(self.sizes),), torch.nan, dtype=torch.float64)
+        like = self.totals[name]
         parts = [
-            norms[name].cpu() if name in norms else torch.zeros(size, dtype=torch.float64)
+            norms[name] if name in norms else like.new_zeros(size, dtype=torch.float64)
             for norms, size in zip(self.norms, self.sizes, strict=True)
         ]
-        return torch.cat(parts)
+        return torch.cat(parts).cpu()

@@ -185,10 +185,11 @@ def table(passes: list[Pass], calls: int) -> tuple[dict[str, str], dict[str, Ten
 def _column(passes: list[Pass], label: str, kind: str) -> Tensor:
     """Join one measurement of one row over the samples of all passes: (B,)."""
     parts = []
-    for one in passes:
-        part = getattr(one.rows.get(label), kind, None)
+    found = [getattr(one.rows.get(label), kind, None) for one in passes]
+    place = next((part.device for part in found if isinstance(part, Tensor)), None)
+    for one, part in zip(passes, found, strict=True):
         number = torch.nan if part is None else part
         if not isinstance(number, Tensor):
-            number = torch.full((one.samples,), number, dtype=torch.float64)
-        parts.append(number.cpu())
-    return torch.cat(parts)
+            number = torch.full((one.samples,), number, dtype=torch.float64, device=place)
+        parts.append(number)
+    return torch.cat(parts).cpu()

@@ -1,4 +1,4 @@
-"""A second device on any machine: its tensors mix with none of the CPU's, and waiting for it counts.
+"""A second device on any machine: its tensors mix with none of the CPU's; waiting for it counts.
 
 Tensors of the device hold their values in a tensor of the CPU that only :class:`Device` sees. Where
 CUDA would refuse an operation for tensors on two devices, so does it; where CUDA would make the CPU
@@ -122,7 +122,9 @@ class Device(TorchDispatchMode):
         return return_and_correct_aliasing(func, args, kwargs, tree_map(_remote, found))
 
 
-def _refuse(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]) -> None:
+def _refuse(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
+) -> None:
     """Raise where CUDA would; single numbers of the CPU go with anything."""
     here = [tensor for tensor in tensors if not isinstance(tensor, Remote) and tensor.dim()]
     if here and len(here) < len(tensors) and func not in MIXING | PACKING:
@@ -189,8 +191,10 @@ def simulated_device() -> Iterator[Device]:
 
 def moved(model: nn.Module) -> nn.Module:
     """Move the weights and buffers of a model to the device, in place; what is tied stays so."""
-    weights = {weight: nn.Parameter(Remote(weight.detach()), weight.requires_grad)
-               for weight in model.parameters()}
+    weights = {
+        weight: nn.Parameter(Remote(weight.detach()), weight.requires_grad)
+        for weight in model.parameters()
+    }
     for module in model.modules():
         for name, weight in module._parameters.items():
             module._parameters[name] = None if weight is None else weights[weight]

@@ -1,20 +1,20 @@
-"""Every probe gives on another device what it gives on the CPU, without a tensor on the wrong one."""
+"""Every probe measures on another device what it measures on the CPU, and rarely waits for it."""
 
-import sys
-from pathlib import Path
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "hardening")]
-
 from simulated import moved, simulated_device
+from torch import Tensor, nn
+from torch.nn import functional
 from whole_zoo import ZOO, made
 
 from analyzer import record as records
 from analyzer.pipeline import measure
+from probes import probe_class
+from probes.base import Subject
 from probes.errors import AnalyzerError
 
 QUICK = ["projected both ways", "cells", "packs", "residual in place", "integers in", "branches"]
@@ -93,4 +93,61 @@ def test_what_waits_is_counted() -> None:
         there = torch.ones(3).to("meta")
         assert bool(there.sum() > 2)
         there[there > 0].cpu()
-    assert sum(device.waits.values()) == 3
+    assert sum(device.waits.values()) == 4
+
+
+def waits(probe: str, model: nn.Module, x: Tensor, batches: int = 1) -> int:
+    """Count how often a probe makes the CPU wait for the device."""
+    data = list(zip(x.chunk(batches), torch.arange(len(x)).fmod(2).chunk(batches), strict=True))
+    with simulated_device() as device:
+        probe_class(probe)()(Subject(moved(model.eval()), data, "cross_entropy"))
+    return sum(device.waits.values())
+
+
+@pytest.mark.parametrize("layers", [1, 6])
+def test_the_gradients_of_a_batch_are_measured_without_a_wait_for_each_layer(layers: int) -> None:
+    def model() -> nn.Module:
+        body = [nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU())] * layers
+        return nn.Sequential(*body, nn.Flatten(), nn.LazyLinear(2))
+
+    x = torch.randn(6, 3, 16, 16)
+    one, other = model(), model()
+    one(x), other(x)
+    # Its inputs and its targets come from the CPU.
+    assert waits("gradient_flow", one, x, 3) - waits("gradient_flow", other, x, 1) == 2 * 2
+
+
+@pytest.mark.parametrize("probe", ["timestep_gradient", "timestep_contribution", "gates"])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_measured_without_a_wait_for_each_timestep(probe, kind) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = kind(3, 2, 2, batch_first=True)
+
+        def forward(self, x_BTC: Tensor) -> Tensor:
+            return self.rnn(x_BTC)[0][:, -1]
+
+    model = Last()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2)  # Gradients that vanish are measured once more, in float64.
+    short, long = (waits(probe, deepcopy(model), torch.randn(6, steps, 3)) for steps in (8, 32))
+    assert short == long
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e25])
+def test_gradients_that_vanish_or_explode_are_measured_there_too(size: float) -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, targets, reduction="none") * size
+
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.Flatten(), nn.Linear(48, 2)
+    )
+    data = [(torch.randn(6, 2, 8, 8), torch.arange(6) % 2)]
+    here = probe_class("gradient_flow")()(Subject(deepcopy(model), data, loss))
+    with simulated_device():
+        there = probe_class("gradient_flow")()(Subject(moved(model), data, loss))
+    assert (here["parameter_gradient_per_sample"] > 0).all()
+    for name in ("parameter_gradient_per_sample", "parameter_gradient", "activation_gradient"):
+        np.testing.assert_allclose(there[name], here[name], rtol=1e-4)

@@ -1,0 +1,6 @@
+"""The networks are those of the hardening tests."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "hardening")]
