@@ -1,5 +1,7 @@
 """Every probe measures on another device what it measures on the CPU, and rarely waits for it."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 
 import numpy as np
@@ -16,6 +18,8 @@ from analyzer.pipeline import measure
 from probes import probe_class
 from probes.base import Subject
 from probes.errors import AnalyzerError
+
+Switch = Callable[[], AbstractContextManager[object]]
 
 QUICK = ["projected both ways", "cells", "packs", "residual in place", "integers in", "branches"]
 """What the fast tests try; the others are slow."""
@@ -37,7 +41,18 @@ OF_THE_DEVICE = {"memory_footprint": None, "attribution": ["delta"], "layer_cond
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_probe_measures_the_same_there(name: str) -> None:
-    here, there = outcomes(name, away=False), outcomes(name, away=True)
+    agree(outcomes(name), outcomes(name, simulated_device, moved))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_every_probe_measures_the_same_on_a_gpu(name: str) -> None:
+    agree(outcomes(name), outcomes(name, nullcontext, nn.Module.cuda))
+
+
+def agree(here: dict[str, xr.Dataset], there: dict[str, xr.Dataset]) -> None:
+    """Compare the traces of all probes."""
     assert here.keys() == there.keys()
     for probe, trace in here.items():
         assert reason(there[probe]) == reason(trace)
@@ -46,14 +61,14 @@ def test_every_probe_measures_the_same_there(name: str) -> None:
             same(there[probe].drop_vars(left_out, errors="ignore"), trace)
 
 
-def outcomes(name: str, *, away: bool) -> dict[str, xr.Dataset]:
+def outcomes(
+    name: str, switched_on: Switch = nullcontext, move: Callable[[nn.Module], object] = id
+) -> dict[str, xr.Dataset]:
     """Audit a network of the zoo; what cannot be audited gives its refusal."""
     subject = made(name)
     try:
-        if not away:
-            return records.traces(measure(subject))
-        with simulated_device():
-            moved(subject.model)
+        with switched_on():
+            move(subject.model)
             return records.traces(measure(subject))
     except AnalyzerError as refusal:
         return {"refused": xr.Dataset(attrs={"outcome": "refused", "reason": str(refusal)})}
