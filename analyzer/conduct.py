@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isinf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def audit(
     summary: bool = False,
     seconds: float | None = None,
     memory: float | None = None,
+    null_seeds: int | None = None,
 ) -> Audit:
     """Audit a subject: write ``traces.nc``, ``findings.json`` and ``report.pdf`` into ``out``.
 
@@ -58,7 +60,7 @@ def audit(
         The model is left as it was found.
     out : path
         Made if it does not exist.
-    probes, settings, provenance, watch, seconds, memory
+    probes, settings, provenance, watch, seconds, memory, null_seeds
         As in :func:`analyzer.pipeline.measure`.
     limits : Limits, optional
         The default ones if unset.
@@ -73,7 +75,8 @@ def audit(
         The audit cannot be run, or a file cannot be written.
     """
     folder, limits = Path(out), limits or Limits()
-    record = measure(subject, probes, settings, provenance, watch, seconds, memory)
+    settings = with_limits(settings or {}, limits)
+    record = measure(subject, probes, settings, provenance, watch, seconds, memory, null_seeds)
     records.save(record, folder / TRACES)
     findings = judge(record, limits)
     write_verdicts(
@@ -81,6 +84,17 @@ def audit(
     )
     render(record, findings, folder / REPORT, limits=limits.table())
     return Audit(record, findings, folder)
+
+
+def with_limits(
+    settings: Mapping[str, Mapping[str, Any]], limits: Limits
+) -> dict[str, Mapping[str, Any]]:
+    """Have measured what a limit is going to judge: the chunk length used in training."""
+    used = limits.truncation.trained_with
+    # A number below 1 is for the rule to refuse.
+    wanted = {} if not used >= 1 or isinf(used) else {"trained_with": int(used)}
+    own = wanted | dict(settings.get("truncation", {}))
+    return {**settings, "truncation": own} if own else dict(settings)
 
 
 def write_verdicts(

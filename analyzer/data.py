@@ -1,8 +1,9 @@
 """Audit data from a file: read without executing anything, cut into batches, hashed."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,10 +58,24 @@ def file_batches(path: Path, size: int, limit: int | None = None, axis: int = 0)
     return batches
 
 
-def data_sha256(subject: Subject) -> str:
-    """Hash the audit data: type, shape and bytes of every tensor, in order."""
+def data_hashes(subject: Subject) -> dict[str, str]:
+    """Hash the audit data, and those held out or trained on where they are given."""
+    sides = {
+        "data": subject.batches,
+        "held_out": subject.held_out,
+        "trained_on": subject.trained_on,
+    }
+    return {
+        f"{name}_sha256": data_sha256(batches)
+        for name, batches in sides.items()
+        if batches is not None
+    }
+
+
+def data_sha256(batches: Iterable[Any]) -> str:
+    """Hash batches: type, shape and bytes of every tensor, in order."""
     digest = hashlib.sha256()
-    for item in subject.batches:
+    for item in batches:
         batch = Batch.of(item)
         for leaf in tree_leaves((batch.inputs, batch.targets, batch.lengths)):
             if isinstance(leaf, Tensor):

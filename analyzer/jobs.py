@@ -184,6 +184,7 @@ def _audited(job: Job, device: str) -> Outcome:
         summary=options.summary,
         seconds=options.time_budget,
         memory=options.memory_budget,
+        null_seeds=options.null_seeds,
     ).findings
     told = [{name: _plain(getattr(finding, name)) for name in _TOLD} for finding in findings]
     stopped = any(options.fail_on.met_by(finding.severity) for finding in findings)

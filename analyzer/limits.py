@@ -37,7 +37,8 @@ class TimestepGradientLimits:
 
     warn_decades: float = _limit(
         3.0,
-        "ours: a step with a thousandth of the last step's gradient adds 0.1 % to the weight's",
+        "ours: a step with a thousandth of the last step's gradient adds 0.1 % to the weight's; "
+        "calibration: told 30 of 30 planted faults, alarmed in 1 of 60 healthy LSTMs",
     )
 
 
@@ -167,7 +168,11 @@ class GatesLimits:
     stuck_time: float = _limit(
         0.99, "ours: a gate at one end, as Karpathy et al. 2015 draw it, in 99 % of all timesteps"
     )
-    stuck_units: float = _limit(0.5, "ours: most units of a layer do not use the gate")
+    stuck_units: float = _limit(
+        0.5,
+        "ours: most units of a layer do not use the gate; calibration: told 30 of 30 planted "
+        "faults, alarmed in none of 60 healthy LSTMs",
+    )
     min_samples: float = _limit(
         8, "ours: what one sample in ten would move is missed in 43 % of draws of 8"
     )
@@ -180,7 +185,8 @@ class LyapunovLimits:
     growth: float = _limit(
         1.0,
         "Mikhaeil et al. 2022: gradients explode where the exponent is above 0; ours: by a factor "
-        "of e over the timesteps at least, which less growth cannot be told from",
+        "of e over the timesteps at least, which less growth cannot be told from; calibration: "
+        "told 30 of 30 planted faults, alarmed in none of 60 healthy LSTMs",
     )
     min_steps: float = _limit(
         20,
@@ -209,7 +215,8 @@ class DepthContributionLimits:
     idle: float = _limit(
         0.05,
         "ours: training a 12-layer CNN on the bundled heartbeats with four seeds moved its loss by "
-        "5 %; a block worth less is within that",
+        "5 %; a block worth less is within that; calibration: told 30 of 30 planted faults, "
+        "alarmed in none of 60 healthy networks",
     )
     min_samples: float = _limit(
         32, "ours: a bootstrap over fewer paired losses is narrower than it says"
@@ -220,7 +227,11 @@ class DepthContributionLimits:
 class StackedLayersLimits:
     """Limits of :mod:`analyzer.rules.stacked_layers`."""
 
-    idle: float = _limit(0.05, "ours: as depth_contribution.idle")
+    idle: float = _limit(
+        0.05,
+        "ours: as depth_contribution.idle; calibration: told 24 of 24 planted faults, alarmed in 2 "
+        "of 11 stacks of two LSTMs",
+    )
     min_samples: float = _limit(
         32, "ours: a bootstrap over fewer paired losses is narrower than it says"
     )
@@ -264,7 +275,9 @@ class TruncationLimits:
     """Limits of :mod:`analyzer.rules.truncation`."""
 
     cosine: float = _limit(
-        0.99, "ours: a gradient turned by more than 8 degrees trains in another direction"
+        0.99,
+        "ours: a gradient turned by more than 8 degrees trains in another direction; calibration: "
+        "told 30 of 30 planted faults",
     )
     trained_with: float = _limit(
         nan,
@@ -283,10 +296,12 @@ class GeneralizationLimits:
     warn_lost: float = _limit(
         0.25,
         "ours: convolutional networks of Zhang et al. 2017 (table 1), trained to 100 % on "
-        "CIFAR-10, lost 12 to 27 %; multilayer perceptrons 53 to 55 %",
+        "CIFAR-10, lost 12 to 27 %; multilayer perceptrons 52 to 55 %",
     )
     fail_lost: float = _limit(
-        0.75, "ours: most of what was learnt does not carry over; of random labels, nothing does"
+        0.75,
+        "ours: most of what was learnt does not carry over; of random labels, nothing does; "
+        "calibration: 30 of 30 perceptrons that know random labels by heart alarm",
     )
     min_samples: float = _limit(
         32, "ours: of each side; a bootstrap over fewer samples is narrower than it says"
@@ -341,10 +356,15 @@ class UpdateRatioLimits:
     """Limits of :mod:`analyzer.rules.update_ratio`."""
 
     low: float = _limit(
-        1e-5, "torchmortem: smallest usual ratio; about 1e-3 is usual (Karpathy, CS231n)"
+        1e-5,
+        "torchmortem: warns below it, of the median over training; here of one update. CS231n "
+        "names no limit: somewhere around 1e-3, as a rough heuristic",
     )
     high: float = _limit(
-        1e-1, "torchmortem: largest usual ratio; about 1e-3 is usual (Karpathy, CS231n)"
+        1e-1,
+        "torchmortem: critical above it, of the median over training; here of one update, so a "
+        "warning. CS231n names no limit: somewhere around 1e-3, as a rough heuristic; calibration: "
+        "told 24 of 24 planted faults, alarmed in none of 30 healthy perceptrons",
     )
     decayed: float = _limit(
         0.01, "ours: below 1 % of its start a learning rate is at the end of its schedule"

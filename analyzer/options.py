@@ -10,7 +10,7 @@ from typing import Any
 from analyzer.findings import FailOn
 from analyzer.limits import Limits
 from analyzer.names import known
-from analyzer.spec import Spec
+from analyzer.spec import NULLS, Spec
 from probes.errors import AnalyzerError
 
 TABLES = ("subject", "probes", "limits", "output", "budget")
@@ -42,6 +42,8 @@ class Options:
         For all probes together [s].
     memory_budget : float, optional
         For each probe [GiB].
+    null_seeds : int, optional
+        Copies with new random weights, for every probe that compares with such copies.
     """
 
     spec: Spec
@@ -54,6 +56,7 @@ class Options:
     summary: bool = False
     time_budget: float | None = None
     memory_budget: float | None = None
+    null_seeds: int | None = None
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> "Options":
@@ -68,7 +71,8 @@ class Options:
         tables = read_toml(path)
         folder = path.parent if path else Path()
         probes = dict(tables.get("probes", {}))
-        listed = probes.pop("run", None)
+        listed, copies = probes.pop("run", None), probes.pop(NULLS, None)
+        copies = copies if flags.get(NULLS) is None else flags[NULLS]
         settings = {name: dict(values) for name, values in probes.items()}
         for name, key, value in pairs(flags.get("setting") or [], "--set probe.setting=value"):
             settings.setdefault(name, {})[key] = value
@@ -91,6 +95,7 @@ class Options:
             summary=bool(flags.get("summary") or output.get("summary")),
             time_budget=_positive(budget["time"], "the time budget is a number of seconds"),
             memory_budget=_positive(budget["memory"], "the memory budget is a number of GiB"),
+            null_seeds=_count(copies),
         )
 
     def tables(self) -> dict[str, dict[str, Any]]:
@@ -101,7 +106,8 @@ class Options:
             if getattr(self.spec, entry.name) not in (None, "", (), {})
         }
         subject = {key: str(v) if isinstance(v, Path) else v for key, v in subject.items()}
-        chosen = {} if self.probes is None else {"run": self.probes}
+        asked = {"run": self.probes, NULLS: self.null_seeds}
+        chosen = {key: value for key, value in asked.items() if value is not None}
         limits: dict[str, dict[str, Any]] = {}
         for name, row in self.limits.table().items():
             group, _, entry = name.partition(".")
@@ -122,6 +128,13 @@ class Options:
             "budget": {key: value for key, value in budget.items() if value is not None},
         }
         return {name: table for name, table in tables.items() if table}
+
+
+def _count(value: Any) -> int | None:
+    """Check the number of copies."""
+    if value is None or (type(value) is int and value >= 0):
+        return value
+    raise AnalyzerError(f"{NULLS} in [probes] is a whole number from 0 on: it is {value!r}")
 
 
 def _positive(value: Any, what: str) -> float | None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from analyzer import record as records
 from analyzer.budget import Budget, OutOfTimeError, halved
-from analyzer.data import data_sha256
+from analyzer.data import data_hashes
 from analyzer.imports import in_one_line, told
 from analyzer.names import known
 from analyzer.trial import tried
@@ -44,6 +44,7 @@ def measure(
     watch: Watch | None = None,
     seconds: float | None = None,
     memory: float | None = None,
+    null_seeds: int | None = None,
 ) -> xr.DataTree:
     """Run the probes on a subject and keep their traces.
 
@@ -64,6 +65,9 @@ def measure(
         probe that it does not suffice for is stopped.
     memory : float, optional
         That a probe may take [GiB]: batches are divided so that they fit into it.
+    null_seeds : int, optional
+        Copies with new random weights that every probe which compares with such copies measures;
+        what ``settings`` say of a single probe comes first.
 
     Returns
     -------
@@ -76,7 +80,10 @@ def measure(
         A probe or setting is unknown, there are no data, or the model does not run on them.
     """
     budget = Budget(seconds, memory)
-    chosen = {name: _probe(name, (settings or {}).get(name, {})) for name in probes or PROBES}
+    nulls = {} if null_seeds is None else {"null_seeds": null_seeds}
+    chosen = {
+        name: _probe(name, (settings or {}).get(name, {}), nulls) for name in probes or PROBES
+    }
     subject = replace(subject, model=_eager(subject.model))
     with tried(subject):
         facts = _facts(subject) | dict(provenance or {})
@@ -95,12 +102,13 @@ def measure(
     return records.assemble(traces, facts)
 
 
-def _probe(name: str, settings: Mapping[str, Any]) -> Probe:
-    """Make the probe called ``name`` with the settings given."""
+def _probe(name: str, settings: Mapping[str, Any], shared: Mapping[str, Any]) -> Probe:
+    """Make the probe called ``name`` with the settings given, and those shared that it has."""
     known([name], PROBES, "probe")
     kind = probe_class(name)
-    known(settings, [entry.name for entry in fields(kind)], f"setting of probe {name}")
-    probe: Probe = kind(**settings)
+    own = [entry.name for entry in fields(kind)]
+    known(settings, own, f"setting of probe {name}")
+    probe: Probe = kind(**{key: shared[key] for key in own if key in shared} | dict(settings))
     return probe
 
 
@@ -213,7 +221,7 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "tool_version": tool_version(),
         "model": type(subject.model).__name__,
         "parameters": sum(weight.numel() for weight in weights),
-        "data_sha256": data_sha256(subject),
+        **data_hashes(subject),
         "samples": _count(subject),
         "objective": describe(subject),
         "mode": "eval",

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from analyzer.findings import SCHEMA, FailOn, Finding, Severity
 from analyzer.limits import Limits
-from analyzer.spec import Spec
+from analyzer.spec import NULLS, Spec
 from probes import PROBES, probe_class
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -52,7 +52,10 @@ def findings() -> dict[str, Any]:
 def spec() -> dict[str, Any]:
     """Return the schema of ``audit.toml``, read as JSON; it imports the probes, and so torch."""
     groups = {entry.name: _object(type(getattr(Limits(), entry.name))) for entry in fields(Limits)}
-    chosen = {"run": {"type": "array", "items": {"enum": [*PROBES]}}}
+    chosen = {
+        "run": {"type": "array", "items": {"enum": [*PROBES]}},
+        NULLS: {"type": "integer", "minimum": 0},
+    }
     switches = {name: {"type": "boolean"} for name in ("junit", "summary")}
     output = {"directory": {"type": "string"}, "fail_on": {"enum": [*FailOn]}} | switches
     tables = {

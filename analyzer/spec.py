@@ -10,6 +10,9 @@ from analyzer.names import known
 DATA_FILES = (".npz", ".pt", ".safetensors")
 """Data files that can be read; anything else is a reference to a callable."""
 
+NULLS = "null_seeds"
+"""Setting of all probes that compare with untrained copies, as a flag and a key of [probes]."""
+
 BATCH = 128
 """Samples that go through the model together when the data come from a file."""
 

@@ -3,7 +3,7 @@
 import csv
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 
@@ -46,33 +46,62 @@ def row(kind: Planted, code: str, found: Iterable[Verdicts]) -> tuple[str, ...]:
     return kind.name, code, *map(str, counts), *(f"{number:.3f}" for number in numbers)
 
 
-def run(seeds: int) -> None:
-    """Measure the rates and write them to ``results/calibration.csv`` and ``.md``."""
-    jobs = [*product(KINDS, range(seeds))]
+def run(seeds: int, names: Sequence[str] = ()) -> None:
+    """Measure the rates and write them to ``results/calibration.csv`` and ``.md``.
+
+    Parameters
+    ----------
+    seeds : int
+        Networks of each kind.
+    names : sequence of str
+        Kinds; all if empty. What was published of the others stays.
+    """
+    chosen = [*names] or [*KINDS]
+    jobs = [*product(chosen, range(seeds))]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         results = [*pool.map(verdicts, *zip(*jobs, strict=True))]
-    found: dict[str, list[Verdicts]] = {name: [] for name in KINDS}
+    found: dict[str, list[Verdicts]] = {name: [] for name in chosen}
     for (name, _), verdict in zip(jobs, results, strict=True):
         found[name].append(verdict)
-    planted = [row(kind, kind.code, found[kind.name]) for kind in FAULTS]
-    healthy = [
-        row(kind, code, found[kind.name])
-        for kind in HEALTHY
-        for code in sorted({code for verdict in found[kind.name] for code in verdict})
-    ]
-    _write({"Planted faults": planted, "Nothing planted": healthy}, seeds)
+    publish(found)
 
 
-def _write(tables: dict[str, list[tuple[str, ...]]], seeds: int) -> None:
+def publish(found: Mapping[str, Sequence[Verdicts]]) -> None:
+    """Write the rates of some kinds, and leave those of the others as they are."""
+    rows = {name: own for name, own in _published().items() if name in KINDS}
+    for name, own in found.items():
+        kind = KINDS[name]
+        codes = [kind.code] if kind.code else sorted({code for verdict in own for code in verdict})
+        rows[name] = [row(kind, code, own) for code in codes]
+    tables = {"Planted faults": FAULTS, "Nothing planted": HEALTHY}
+    _write(
+        {
+            title: [row for kind in kinds for row in rows.get(kind.name, [])]
+            for title, kinds in tables.items()
+        }
+    )
+
+
+def _published() -> dict[str, list[tuple[str, ...]]]:
+    """Read the rows of every kind from the table."""
+    path, found = RESULTS / "calibration.csv", dict[str, list[tuple[str, ...]]]()
+    if path.exists():
+        with path.open(newline="") as file:
+            for name, *rest in [*csv.reader(file)][1:]:
+                found.setdefault(name, []).append((name, *rest))
+    return found
+
+
+def _write(tables: Mapping[str, list[tuple[str, ...]]]) -> None:
     """Write both tables; what is never an alarm and never undecided is in the CSV only."""
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / "calibration.csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *(row for rows in tables.values() for row in rows)])
     text = [
         "# Calibration",
-        f"{seeds} networks of each kind, trained from different seeds; torch {torch.__version__}. "
-        "An alarm is WARN or FAIL; undecided is INCONCLUSIVE; low and high are the 95 % interval "
-        "of the rate (Wilson). Written by `python -m benchmarks.calibration`.",
+        f"Networks of each kind are trained from different seeds; torch {torch.__version__}. An "
+        "alarm is WARN or FAIL; undecided is INCONCLUSIVE; low and high are the 95 % interval of "
+        "the rate (Wilson). Written by `python -m benchmarks.calibration`.",
     ]
     for title, rows in tables.items():
         shown = [row for row in rows if title == "Planted faults" or row[2:4] != ("0", "0")]
@@ -84,4 +113,4 @@ def _write(tables: dict[str, list[tuple[str, ...]]], seeds: int) -> None:
 if __name__ == "__main__":
     import sys
 
-    run(int(sys.argv[1]) if len(sys.argv) > 1 else 50)
+    run(int(sys.argv[1]) if len(sys.argv) > 1 else 50, sys.argv[2:])

@@ -1,26 +1,30 @@
-"""Small networks trained on a task, healthy or with a fault planted into them.
-
-Shapes: B sample, T timestep, S symbol, H unit.
-"""
+"""Small trained networks, healthy or with a fault planted into them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
-from itertools import pairwise
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from analyzer.demo import SPECS
+from benchmarks.tasks import (
+    DELAY,
+    SYMBOLS,
+    Convolutional,
+    Recurrent,
+    audited,
+    beats,
+    convolutional,
+    dense,
+    fitted,
+    followed,
+    on_beats,
+    perceptron,
+    recall,
+    recurrent,
+    remembering,
+    seeded,
+)
 from probes.base import Subject
-
-SYMBOLS, DELAY, TIMESTEPS = 4, 12, 24
-"""Of delayed recall: the answer is the symbol shown ``DELAY`` steps before the end."""
-
-Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,139 +51,6 @@ class Planted:
     limits: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-@cache
-def beats() -> tuple[Pair, Pair]:
-    """Heartbeats at half their rate, 700 to train on and 300 to audit with."""
-    arrays = np.load(SPECS["ecg_cnn"].data)
-    inputs = torch.from_numpy(arrays["inputs"]).float().reshape(1000, 140, 1)[:, ::2]
-    targets = torch.from_numpy(arrays["targets"]).long()
-    return (inputs[:700], targets[:700]), (inputs[700:], targets[700:])
-
-
-def recall(count: int, delay: int = DELAY) -> Pair:
-    """Random symbols, of which the one ``delay`` steps before the end is the answer."""
-    symbols_BT = torch.randint(SYMBOLS, (count, TIMESTEPS))
-    return functional.one_hot(symbols_BT, SYMBOLS).float(), symbols_BT[:, -1 - delay]
-
-
-class Block(nn.Module):
-    """Two convolutions that are added to what they read."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = nn.Conv1d(channels, channels, 5, padding=2)
-        self.second = nn.Conv1d(channels, channels, 5, padding=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(x + self.second(functional.relu(self.first(x))))
-
-
-class Convolutional(nn.Module):
-    """A residual network whose last field is smaller than the input; ``tail`` plain layers more."""
-
-    def __init__(self, tail: int = 0, channels: int = 12) -> None:
-        super().__init__()
-        self.stem = nn.Conv1d(1, channels, 5, 2, padding=2)
-        self.blocks = nn.Sequential(*(Block(channels) for _ in range(3)))
-        layers = [nn.Conv1d(channels, channels, 9, padding=4) for _ in range(tail)]
-        self.tail = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
-        self.head = nn.Linear(channels, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.tail(self.blocks(functional.relu(self.stem(x.transpose(1, 2)))))
-        y: Tensor = self.head(features.mean(2))
-        return y
-
-
-class Recurrent(nn.Module):
-    """One recurrent layer and a linear one on its last output."""
-
-    def __init__(self, kind: type[nn.RNNBase], inputs: int, units: int, classes: int) -> None:
-        super().__init__()
-        self.rnn = kind(inputs, units, batch_first=True)  # type: ignore[arg-type]
-        self.head = nn.Linear(units, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.head(self.rnn(x)[0][:, -1])
-        return y
-
-
-def perceptron(width: int = 24, depth: int = 2, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
-    """Hidden layers of one width."""
-    sizes = [70, *[width] * depth]
-    layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), act())]
-    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, 5))
-
-
-def fitted(model: nn.Module, draw: Callable[[], Pair], steps: int, rate: float = 0.005) -> None:
-    """Train with a rate that rises and falls."""
-    optimizer = torch.optim.Adam(model.parameters(), rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
-    for _ in range(steps):
-        inputs, targets = draw()
-        optimizer.zero_grad()
-        functional.cross_entropy(model(inputs), targets).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    optimizer.zero_grad()
-
-
-def on_beats(model: nn.Module, steps: int = 250) -> nn.Module:
-    """Train on heartbeats."""
-    inputs, targets = beats()[0]
-
-    def draw() -> Pair:
-        rows = torch.randint(len(inputs), (64,))
-        return inputs[rows], targets[rows]
-
-    fitted(model, draw, steps)
-    return model
-
-
-def audited(model: nn.Module, data: Pair | None = None, **more: Any) -> Subject:
-    """Audit with heartbeats the network has not seen, or with other data."""
-    inputs, targets = data or beats()[1]
-    batches = [*zip(inputs.split(100), targets.split(100), strict=True)]
-    axis = None if isinstance(model, nn.Sequential) else 1
-    return Subject(model.eval(), batches, "cross_entropy", time_axis=axis, **more)
-
-
-def seeded(make: Callable[[], Subject]) -> Callable[[int], Subject]:
-    """Draw everything from one seed."""
-
-    def run(seed: int) -> Subject:
-        torch.manual_seed(seed)
-        return make()
-
-    return run
-
-
-def convolutional() -> nn.Module:
-    """Train the convolutional network."""
-    return on_beats(Convolutional())
-
-
-def recurrent() -> nn.Module:
-    """Train an LSTM on heartbeats."""
-    return on_beats(Recurrent(nn.LSTM, 1, 24, 5))
-
-
-def remembering() -> nn.Module:
-    """Train an LSTM on delayed recall."""
-    model = Recurrent(nn.LSTM, SYMBOLS, 32, SYMBOLS)
-    nn.init.constant_(model.rnn.bias_hh_l0[32:64], 2.0)
-    fitted(model, lambda: recall(64), 500, 0.02)
-    return model
-
-
-def dense() -> nn.Sequential:
-    """Train a perceptron."""
-    model = perceptron()
-    on_beats(model)
-    return model
-
-
 HEALTHY = (
     Planted("residual CNN", seeded(lambda: audited(convolutional()))),
     Planted("LSTM", seeded(lambda: audited(recurrent()))),
@@ -189,6 +60,11 @@ HEALTHY = (
         limits={"memory_horizon": {"required": DELAY}},
     ),
     Planted("perceptron", seeded(lambda: audited(dense()))),
+    Planted("perceptron, with its optimizer and training data", seeded(lambda: followed(0.001))),
+    Planted(
+        "two stacked LSTMs",
+        seeded(lambda: audited(on_beats(Recurrent(nn.LSTM, 1, 24, 5, layers=2)))),
+    ),
 )
 """Networks that nothing is planted in."""
 
@@ -226,6 +102,22 @@ def _narrow() -> Subject:
     return audited(model)
 
 
+def _constant() -> Subject:
+    """Leave nothing but their bias to thirteen of the units of a layer."""
+    model = dense()
+    with torch.no_grad():
+        model[1].weight[:13] = 0.0  # type: ignore[index, operator]
+    return audited(model)
+
+
+def _undefined() -> Subject:
+    """Put a nan into the weights."""
+    model = dense()
+    with torch.no_grad():
+        model[3].weight[0, 0] = torch.nan  # type: ignore[index, operator]
+    return audited(model)
+
+
 def _saturated() -> Subject:
     """Drive hyperbolic tangents to their ends."""
     model = on_beats(perceptron(act=nn.Tanh))
@@ -240,6 +132,29 @@ def _idle() -> Subject:
     model = convolutional()
     for weight in model.blocks[1].second.parameters():  # type: ignore[index]
         nn.init.zeros_(weight)
+    return audited(model)
+
+
+def _unproductive() -> Subject:
+    """Have a residual block behind a layer that sees the whole input add nothing."""
+    model = on_beats(Convolutional(stem=139))
+    for weight in model.blocks[1].second.parameters():  # type: ignore[index, union-attr]
+        nn.init.zeros_(weight)
+    return audited(model)
+
+
+def _stacked() -> Subject:
+    """Put an LSTM onto a trained one that only passes on what it reads, scaled down."""
+    scale, below = 0.05, recurrent()
+    model = Recurrent(nn.LSTM, 1, 24, 5, layers=2)
+    own = {f"rnn.{name}": weight for name, weight in below.rnn.named_parameters()}  # type: ignore[union-attr]
+    closed, opened, zeros = -20 * torch.ones(24), 20 * torch.ones(24), torch.zeros(24, 24)
+    own["rnn.weight_ih_l1"] = torch.cat([zeros, zeros, scale * torch.eye(24), zeros])
+    own["rnn.weight_hh_l1"] = torch.zeros(96, 24)
+    own["rnn.bias_ih_l1"] = torch.cat([opened, closed, torch.zeros(24), opened])
+    own["rnn.bias_hh_l1"] = torch.zeros(96)
+    own |= {"head.weight": below.head.weight / scale, "head.bias": below.head.bias}  # type: ignore[union-attr, operator]
+    model.load_state_dict(own)
     return audited(model)
 
 
@@ -287,6 +202,14 @@ FAULTS = (
     Planted("a layer dead as a whole", seeded(_blocked), "gradient-blocked", ("gradient_flow",)),
     Planted("copied units", seeded(_copied), "redundant-units", ("width",)),
     Planted("layers of rank 3", seeded(_narrow), "width-wasted", ("width",)),
+    Planted("units that are constant", seeded(_constant), "constant-units", ("width",)),
+    Planted("a weight that is nan", seeded(_undefined), "numerical-health", ("gradient_flow",)),
+    Planted(
+        "a last step of rate 3",
+        seeded(lambda: followed(3.0)),
+        "update-ratio",
+        ("update_ratio",),
+    ),
     Planted("tanh at its ends", seeded(_saturated), "saturated-units", ("width",)),
     Planted("a residual block of zeros", seeded(_idle), "idle-blocks", ("depth_contribution",)),
     Planted(
@@ -300,6 +223,32 @@ FAULTS = (
         seeded(lambda: audited(on_beats(Convolutional(tail=6)))),
         "unproductive-layers",
         ("receptive_field",),
+    ),
+    Planted(
+        "a block past the input that adds nothing",
+        seeded(_unproductive),
+        "unproductive-depth",
+        ("receptive_field", "depth_contribution"),
+    ),
+    Planted(
+        "a field smaller than asked",
+        seeded(lambda: audited(convolutional())),
+        "effective-field",
+        ("effective_field",),
+        {"effective_field": {"required": 70}},
+    ),
+    Planted(
+        "an LSTM that passes on what it reads",
+        seeded(_stacked),
+        "stack-depth",
+        ("stacked_layers",),
+    ),
+    Planted(
+        "weights that learn from fewer steps than asked",
+        seeded(_forgetful),
+        "timestep-share",
+        ("timestep_contribution",),
+        {"timestep_contribution": {"required": DELAY}},
     ),
     Planted(
         "a forget gate of one half",

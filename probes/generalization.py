@@ -56,9 +56,12 @@ class Generalization:
 
     References
     ----------
-    .. [1] Fort et al., Stiffness: A New Perspective on Generalization in Neural Networks (2019).
-    .. [2] Chatterjee and Zielinski, Making Coherence Out of Nothing At All (2020).
-    .. [3] Zhang et al., Understanding deep learning requires rethinking generalization (2017).
+    .. [1] Fort, Nowak, Jastrzebski and Narayanan, Stiffness: A New Perspective on Generalization
+       in Neural Networks, arXiv:1901.09491 (2019).
+    .. [2] Chatterjee and Zielinski, Making Coherence Out of Nothing At All: Measuring the
+       Evolution of Gradient Alignment, arXiv:2008.01217 (2020).
+    .. [3] Zhang, Bengio, Hardt, Recht and Vinyals, Understanding deep learning requires
+       rethinking generalization, ICLR (2017).
     """
 
     name: ClassVar[str] = "generalization"

@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from probes.base import Progress, Subject, silent, variable
+from probes.decision.depth import owner_of
 from probes.decision.flow import CARRIED, Flow, Path, calls, parts_of, tapped
 from probes.decision.places import place_or_anywhere
 from probes.decision.samples import Draw
@@ -39,10 +40,14 @@ class LayerConductance:
     The decision is that of :class:`probes.attribution.Attribution`. While the input moves from
     the baseline to the sample, every change of a layer's output is worth its gradient. Over a
     layer that nothing goes around these worths add up to all of the decision; of a layer in a
-    branch, the rest takes the other branches. All tensors that a layer returns count, so that
-    recurrent modules, each one layer whatever its depth, are complete. Layers are measured at
-    what they return, before anything overwrites it in place; each call of a module is a layer of
-    its own.
+    branch, the rest takes the other branches. All tensors that a layer returns count. Layers are
+    measured at what they return, before anything overwrites it in place; each call of a module is a
+    layer of its own.
+
+    The layers of a stacked recurrent module are rows of their own, named as "rnn.l0": what counts
+    of each is its output at every timestep, in both directions, and its final states. A recurrent
+    layer's way from timestep to timestep is inside of it. A final state of a lower layer that the
+    model reads goes around the layers above.
 
     Captum's LayerConductance runs the path once per layer, takes gradients at the start of each
     step only, and cannot read nested outputs; here all layers share one path and gradients are
@@ -125,17 +130,13 @@ class LayerConductance:
         with calls(subject.model, set(names), look) as count, torch.no_grad():
             source.run(source.leaves)
         reasons = {name: "not called with these data" for name in names if name not in count}
-        for label in seen:
-            name = module_of(label, count)
+        owners = {label: module_of(owner_of(label, count), count) for label in seen}
+        for label, name in owners.items():
             if count[name] > self.max_calls:
                 reasons[name] = f"called {count[name]} times in one pass, more than max_calls"
             elif not size[label]:
                 reasons[label] = "what it returns does not keep the samples apart"
-        ready = [
-            label
-            for label in seen
-            if label not in reasons and module_of(label, count) not in reasons
-        ]
+        ready = [label for label in seen if label not in reasons and owners[label] not in reasons]
         if not ready:
             raise NotApplicable(
                 "no layer with weights is a module that runs and keeps the samples apart"

@@ -55,7 +55,7 @@ class MemoryCapacity:
     capacity, at most the size of the state. What is stored otherwise than linearly, or only in the
     cell state of an LSTM, is not seen.
 
-    Costs about 1.5 forward and backward passes of the samples (100 lags; LSTM or GRU, four of a
+    Costs about 1.3 forward and backward passes of the samples (100 lags; LSTM or GRU, three of a
     plain RNN, which is cheaper); keeps the inputs and hidden states of all recurrent layers for all
     samples that are measured.
 

@@ -64,7 +64,8 @@ class StackedLayers:
 
     References
     ----------
-    .. [1] Roy and Vetterli, The Effective Rank: A Measure of Effective Dimensionality (2007).
+    .. [1] Roy and Vetterli, The Effective Rank: A Measure of Effective Dimensionality, EUSIPCO
+       (2007); here of the eigenvalues of the covariance.
     .. [2] Kornblith et al., Similarity of Neural Network Representations Revisited (2019).
     """
 

@@ -41,7 +41,7 @@ class TimestepContribution:
     C_t sums over the samples that have a timestep t. Each sample is halved at the middle of its own
     length. Padding that the model reads contributes like any other input, to the second half.
 
-    Costs about 3 forward and backward passes of the samples measured. Keeps what the gradients
+    Costs 2.5 to 3 forward and backward passes of the samples measured. Keeps what the gradients
     are made of for all of them, about 4 * (G + I + H) bytes for a timestep of a layer, at most
     ``memory``: for long sequences it measures fewer samples, and says how many.
 

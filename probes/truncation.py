@@ -15,10 +15,12 @@ from probes.loss.objective import describe, final_losses, sample_losses
 from probes.model.taps import untouched
 from probes.recurrent.bptt import Factor
 from probes.recurrent.comparison import Gradients, Key, compared
+from probes.recurrent.loops import stepwise
 from probes.recurrent.naming import recurrent_modules
-from probes.recurrent.record import Recordings, Site
+from probes.recurrent.record import Site
+from probes.recurrent.recordings import Recordings
 from probes.recurrent.split import recorded
-from probes.recurrent.truncate import truncated
+from probes.recurrent.truncate import truncated, truncated_at
 from probes.samples.layout import Layout
 from probes.samples.selection import pieces, rows
 
@@ -41,9 +43,11 @@ class Truncation:
     is cut in its own order. What one module hands to another (an encoder's state to a decoder) is
     not cut, and only the weights of recurrent layers are compared.
 
-    Costs about 5 forward and backward passes of the samples measured (cells called in a loop: one
-    for every K). Keeps about 12 times the states of all recurrent layers for one batch of them,
-    and the gradient for every K.
+    Costs about 5 forward and backward passes of the samples measured, for all K together. It is one
+    backward pass for every K where a layer is called timestep by timestep, unless it is a cell that
+    is handed its own state unchanged and whose inputs depend on no other recurrent layer but such
+    cells; the attribute ``one_pass_each`` names these. Keeps about 12 times the states of all
+    recurrent layers for one batch of them, and the gradient for every K.
 
     Parameters
     ----------
@@ -53,6 +57,9 @@ class Truncation:
         Into how many groups they are put, at least about half of it.
     counted_from : "auto", "start" or "end"
         Where chunks are counted from.
+    trained_with : int
+        Timesteps of the chunks in training, to be measured too; 0 if unknown. Unless it is a power
+        of two it costs a backward pass more. The limit of this name sets it.
 
     References
     ----------
@@ -67,6 +74,7 @@ class Truncation:
     samples: int = 64
     groups: int = 32
     counted_from: CountedFrom = "auto"
+    trained_with: int = 0
 
     def __call__(self, subject: Subject, progress: Progress = silent) -> xr.Dataset:
         if self.samples < 2 or self.groups < 2 or self.counted_from not in get_args(CountedFrom):
@@ -74,9 +82,15 @@ class Truncation:
                 "truncation needs samples >= 2, groups >= 2 and counted_from auto, start or end: "
                 f"they are {self.samples}, {self.groups} and {self.counted_from}"
             )
+        if self.trained_with < 0:
+            raise AnalyzerError(
+                f"truncation needs trained_with >= 0, or 0 if unknown: it is {self.trained_with}"
+            )
         chosen = rows(subject, self.samples)
         size = -(-len(chosen) // self.groups)
-        run = _Run(Gradients(subject.generator()))
+        # Powers of two are measured anyway.
+        own = self.trained_with if self.trained_with.bit_count() > 1 else 0
+        run = _Run(Gradients(subject.generator()), own)
         for places, batch in pieces(subject, chosen, len(chosen)):
             with untouched(subject.model):
                 run = _measured(subject, batch, run, size, self.counted_from)
@@ -88,18 +102,23 @@ class Truncation:
                 f"{run.others[0].label} reads another number of sequences than there are samples, "
                 "so that it cannot be told which are whose: check batch_first and batch_axis"
             )
-        return _trace(run, len(chosen)).assign_attrs(
+        found = _trace(run, len(chosen)).assign_attrs(
             objective=describe(subject), **_remarks(subject, run)
         )
+        return found.assign_attrs(trained_with=self.trained_with) if self.trained_with else found
 
 
 class _Run(NamedTuple):
     """What was found so far."""
 
     gradients: Gradients
+    own: int = 0
+    """A chunk length that is measured first, and is no power of two; 0 if there is none."""
     timesteps: int = 0
     from_end: bool | None = None
     called: tuple[Site, ...] = ()
+    stepwise: tuple[Site, ...] = ()
+    """Layers that are differentiated once for every chunk length."""
     others: tuple[Site, ...] = ()
     """Layers that read another number of sequences than there are samples."""
 
@@ -136,16 +155,23 @@ def _measured(
         else:
             others.append(site)
 
+    apart = stepwise(recordings)
     run.gradients.begin(samples, size)
+    if run.own:
+        truncated_at(recordings, losses_B, add, run.own, from_end=bool(from_end))
+        run.gradients.next()
+        run.gradients.again()
     for _ in truncated(recordings, losses_B, add, from_end=bool(from_end)):
         run.gradients.next()
     run.gradients.end()
     sites = tuple(dict.fromkeys(segment.site for segment in recordings.segments))
     return _Run(
         run.gradients,
+        run.own,
         max(run.timesteps, recordings.longest),
         from_end,
         (*run.called, *sites),
+        (*run.stepwise, *apart),
         (*run.others, *others),
     )
 
@@ -185,16 +211,27 @@ def _trace(run: _Run, samples: int) -> xr.Dataset:
             torch.tensor(run.gradients.sizes), ("group",), "samples of the group", "1"
         ),
     }
-    return xr.Dataset(variables, _coordinates(sites, len(whole.cosine)), _facts(run, samples))
+    found = xr.Dataset(
+        variables, _coordinates(sites, _lengths(run, len(whole.cosine))), _facts(run, samples)
+    )
+    # Chunks longer than the sequences cut nothing.
+    kept = found["chunk_length"] if run.own < run.timesteps else found["chunk_length"][1:]
+    return found.sel(chunk_length=kept).sortby("chunk_length")
 
 
-def _coordinates(sites: list[Site], lengths: int) -> dict[str, Any]:
+def _lengths(run: _Run, count: int) -> list[int]:
+    """List the chunk lengths in the order in which they were measured."""
+    first = [run.own] if run.own else []
+    return first + [1 << power for power in range(count - len(first))]
+
+
+def _coordinates(sites: list[Site], lengths: list[int]) -> dict[str, Any]:
     """Name layers and chunk lengths."""
     return {
         "layer": [site.label for site in sites],
         "kind": ("layer", [site.kind.partition("_")[0].upper() for site in sites]),
         "direction": ("layer", ["reverse" if site.reverse else "forward" for site in sites]),
-        "chunk_length": [1 << power for power in range(lengths)],
+        "chunk_length": lengths,
     }
 
 
@@ -217,4 +254,5 @@ def _remarks(subject: Subject, run: _Run) -> dict[str, str]:
         "not_called": ", ".join(missing),
         "without_gradient": ", ".join(unreached),
         "not_per_sample": ", ".join(dict.fromkeys(site.label for site in run.others)),
+        "one_pass_each": ", ".join(dict.fromkeys(site.label for site in run.stepwise)),
     }

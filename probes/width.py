@@ -39,16 +39,18 @@ class Width:
     Also: units whose correlation with another one exceeds ``correlated``, those that do not vary,
     those never above zero behind a ReLU (at any position of any sample), those at one end of a
     tanh or sigmoid; the parameters that a network as wide as these directions would do without;
-    and the loss with all convolutions and linear layers restricted to their directions at once,
-    each fitted on the half of the samples that it is not tested on. Copies of the network with new
+    and the loss with all layers but the output restricted to their directions at once, each fitted
+    on the half of the samples that it is not tested on. Of a recurrent layer the states that it
+    passes on are restricted, its recurrence is not. Copies of the network with new
     random weights say what of it is the architecture's.
 
     The saturation of delve is the same count over the width, but for two faults of its version
     0.1.50: it counts one direction too few, and of several batches it keeps the last one only.
 
     Costs a forward pass of ``samples`` samples and one for each copy, two of ``tested`` samples,
-    and for each layer three eigendecompositions and one for each copy: together 1 to 2.5 forward
-    and backward passes, up to 5 in hundreds of narrow layers with a few samples. Keeps 8 bytes
+    and for each layer three eigendecompositions and one for each copy: together 0.5 to 3.5 forward
+    and backward passes, most in networks of small layers. Sums are kept in float64; those of the
+    copies are made of products in float32, which leaves four digits. Keeps 8 bytes
     times the square of the width for every group and layer, up to 512 MiB or two groups of the
     widest layer (more layers: further passes), two bases of the directions of every layer, and the
     features of ``together`` samples at ``positions`` positions.
@@ -78,11 +80,12 @@ class Width:
 
     References
     ----------
-    .. [1] Roy and Vetterli, The Effective Rank: A Measure of Effective Dimensionality (2007).
+    .. [1] Roy and Vetterli, The Effective Rank: A Measure of Effective Dimensionality, EUSIPCO
+       (2007); here of the eigenvalues of the covariance.
     .. [2] Richter, Shenk, Byttner, Arpteg and Huss, Feature Space Saturation During Training
        (2021).
-    .. [3] Gao et al., A theory of multineuronal dimensionality, dynamics and measurement (2017),
-       for the participation ratio.
+    .. [3] Gao, Trautmann, Yu, Santhanam, Ryu, Shenoy and Ganguli, A theory of multineuronal
+       dimensionality, dynamics and measurement, bioRxiv 214262 (2017): the participation ratio.
     """
 
     name: ClassVar[str] = "width"
@@ -162,8 +165,8 @@ class Width:
             for label, moments in observed.layers.items():
                 summary_ = found.summaries[label] = summary(moments, rules)
                 powered = len(summary_.variances) > 0 and self.tested > 0
-                if layers[label].channel and powered and found.is_read(label):
-                    halves = moments.groups[::2], moments.groups[1::2]
+                if powered and found.is_read(label):
+                    halves = moments.pooled(slice(0, None, 2)), moments.pooled(slice(1, None, 2))
                     first, second = (Subspace.of(half, self.level) for half in halves)
                     found.halves[label] = first, second
         return found
@@ -189,7 +192,7 @@ class Width:
                 row: dict[str, Tensor] = {}
                 for groups in rounds:
                     own = {label: 1 for label in groups if label in powered}
-                    plan = Plan(layers, own, self.positions, self.together, 0)
+                    plan = Plan(layers, own, self.positions, self.together, 0, rough=True)
                     observed = observe(subject, chosen, plan, steps.advance, twin.model)
                     row |= {
                         label: plain(moments, self.level)

@@ -7,6 +7,7 @@ Nothing in a file is executed unless the user asks for it. A file that cannot be
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ from analyzer.files import sha256
 from analyzer.imports import in_one_line
 from probes.errors import AnalyzerError
 
+EXTRAS = 1000
+"""Entries beside the weights that are described."""
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -59,7 +63,7 @@ class Checkpoint:
     optimizer : dict, optional
         State of the optimizer, if the file has exactly one.
     extras : dict of str
-        All other entries at the top of the file, each in a few words.
+        The other entries at the top of the file, each in a few words, the first 1000 of them.
     nonfinite : tuple of str
         Names of the tensors that hold a NaN or an infinity.
     """
@@ -251,11 +255,8 @@ def _related(place: Place, chosen: Place) -> bool:
 def _extras(held: Any, place: Place, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Describe the entries at the top of the file that are not the weights."""
     taken = set(place[:1]) or set(tensors)
-    return {
-        printable(shortened(name)): _in_words(value)
-        for name, value in children(held)
-        if name not in taken
-    }
+    extras = ((name, value) for name, value in children(held) if name not in taken)
+    return {printable(shortened(name)): _in_words(value) for name, value in islice(extras, EXTRAS)}
 
 
 def _in_words(value: Any) -> str:

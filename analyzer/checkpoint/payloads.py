@@ -16,6 +16,7 @@ from torch.serialization import safe_globals
 from analyzer.checkpoint import torchscript
 from analyzer.checkpoint.calls import Unusual
 from analyzer.checkpoint.formats import DATA, Format, content
+from analyzer.checkpoint.memory import Room
 from analyzer.checkpoint.pickles import imported, names_asked, unsafe
 from analyzer.checkpoint.rehearsal import Unsupported, rehearse_archive, rehearse_legacy
 from analyzer.checkpoint.wording import cause, damaged, listed, refused
@@ -24,6 +25,9 @@ from probes.errors import AnalyzerError
 
 NAMES_SHOWN = 40
 """Names a file asks for that one message lists: those of a pickled network of many layers."""
+
+HEADER = 32
+"""Memory that a byte of a safetensors header takes at most: that of tensors without values."""
 
 METADATA = "__metadata__"
 """The entry under which safetensors keep their free text."""
@@ -111,10 +115,10 @@ def _asked(path: Path, form: Format) -> set[str]:
     """Collect the names that a file would import beyond those that torch knows."""
     if form is not Format.ZIP:
         with path.open("rb") as stream:
-            return unsafe(names_asked(stream, _PICKLES[form]))
+            return unsafe(names_asked(stream, Room(path), _PICKLES[form]))
     with ZipFile(path) as archive:
         entry = next(entry for entry in archive.infolist() if DATA.fullmatch(entry.filename))
-        return unsafe(names_asked(BytesIO(content(archive, entry))))
+        return unsafe(names_asked(BytesIO(content(archive, entry)), Room(path)))
 
 
 def _load(path: Path, stream: IO[bytes]) -> Any:
@@ -148,11 +152,12 @@ def _safetensors(path: Path) -> Any:
             f"cut off or damaged safetensors file (it announces a header of {announced} bytes "
             f"and holds {held}): copy or save it again",
         )
-    return _to_the_end(path, Format.SAFETENSORS, lambda: _tensors(path))
+    return _to_the_end(path, Format.SAFETENSORS, lambda: _tensors(path, announced))
 
 
-def _tensors(path: Path) -> dict[str, Any]:
-    """Read the tensors and the free text of a safetensors file."""
+def _tensors(path: Path, header: int) -> dict[str, Any]:
+    """Read the tensors and the free text of a safetensors file with a header of some length."""
+    Room(path).take(HEADER * header)
     with safe_open(path, framework="pt", device="cpu") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()

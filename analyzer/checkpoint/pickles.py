@@ -1,7 +1,8 @@
 """Which Python names a pickle would import, found without executing it."""
 
 import pickletools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import IO, Any
 from zipfile import ZipFile
@@ -9,6 +10,7 @@ from zipfile import ZipFile
 import numpy as np
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from analyzer.checkpoint.memory import OBJECT, Room
 from analyzer.imports import import_callable
 
 Allowed = Callable[..., Any] | tuple[Callable[..., Any], str]
@@ -19,30 +21,35 @@ _PUTS = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _GETS = {"GET", "BINGET", "LONG_BINGET"}
 
 
-def names_asked(stream: IO[bytes], count: int = 1) -> set[tuple[str, str]]:
+def names_asked(stream: IO[bytes], room: Room, count: int = 1) -> set[tuple[str, str]]:
     """Collect the (module, name) pairs that ``count`` pickles in a row would import.
 
     Raises
     ------
+    Unusual
+        The names take more memory than there is room for.
     Exception
         Of any kind, where the bytes are not a pickle or end too early.
     """
-    return {pair for _ in range(count) for pair in _imports(pickletools.genops(stream))}
+    return {pair for _ in range(count) for pair in _imports(stream, room)}
 
 
-def _imports(operations: Iterable[tuple[Any, Any, Any]]) -> Iterator[tuple[str, str]]:
+def _imports(stream: IO[bytes], room: Room) -> Iterator[tuple[str, str]]:
     """Follow the strings on the stack, as from protocol 4 on they name what is imported."""
-    strings = ["?", "?"]
+    strings = deque(["?", "?"], maxlen=2)
     memo: dict[int, str] = {}
     top = "?"
-    for operation, argument, _ in operations:
+    for operation, argument, _ in pickletools.genops(stream):
         name = operation.name
         if name in ("GLOBAL", "INST"):
-            module, _, attribute = argument.partition(" ")
+            module, _, attribute = str(argument).partition(" ")
+            room.take(OBJECT["GLOBAL"])
             yield module, attribute
         elif name == "STACK_GLOBAL":
             yield strings[-2], strings[-1]
         elif name in _PUTS:
+            room.take(OBJECT["BINPUT"])
+            room.take_text(top)
             memo[len(memo) if argument is None else int(argument)] = top
             continue
         top = _string(name, argument, memo)

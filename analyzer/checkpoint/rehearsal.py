@@ -6,7 +6,6 @@ never writes is told here, and then torch is not asked. What may be called with 
 in :mod:`analyzer.checkpoint.calls`.
 """
 
-import pickletools
 import re
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -24,7 +23,8 @@ from analyzer.checkpoint.calls import (
     check_attributes,
     check_keys,
 )
-from analyzer.checkpoint.formats import UNPACKED_RATIO, UNPACKED_SLACK, content
+from analyzer.checkpoint.formats import content
+from analyzer.checkpoint.memory import MARK, PAIR, Room
 
 STATE = re.compile(r"[^/]*/data(\.pkl|/)", re.IGNORECASE)
 """Entries of an archive that hold the object and the values of its tensors."""
@@ -52,13 +52,13 @@ class Rehearsal:
     ----------
     allowed : callable
         Names that are the user's business.
-    room : int
-        Entries and characters that all calls together may copy.
+    room : Room
+        Memory that all objects together may take.
     held : mapping of int, optional
         Size of every storage in the file [byte]; where it is unset they are collected.
     """
 
-    def __init__(self, allowed: Allowed, room: int, held: Mapping[str, int] | None = None) -> None:
+    def __init__(self, allowed: Allowed, room: Room, held: Mapping[str, int] | None = None) -> None:
         self.allowed = allowed
         self.room = room
         self.held = held
@@ -80,7 +80,7 @@ class Rehearsal:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        for operation, argument, _ in pickletools.genops(stream):
+        for operation, argument, _ in self.room.operations(stream):
             name = operation.name
             if name in LITERALS:
                 self.stack.append(argument)
@@ -115,6 +115,7 @@ class Rehearsal:
     def _since_mark(self) -> list[Any]:
         """Take what was put on the stack since the last mark."""
         items, self.stack = self.stack, self.marks.pop()
+        self.room.take(-MARK)
         return items
 
     def _tuple(self, _: Any) -> None:
@@ -144,6 +145,7 @@ class Rehearsal:
     def _fill(self, items: list[Any]) -> None:
         """Put keys, each before its value, into the table on the stack."""
         check_keys(items[::2])
+        self.room.take(PAIR * len(items) // 2)
         if not isinstance(self.stack[-1], Thing):
             self.stack[-1].keys += items[::2]
 
@@ -170,10 +172,9 @@ class Rehearsal:
             return Thing()
         if function not in CALLS:
             raise Unusual(f"it calls {function}")
-        self.room -= sum(_size(arg) for arg in args)
-        if self.room < 0:
-            raise Unusual("it copies the same entries over and over")
-        return CALLS[function](self.call, *args)
+        made = CALLS[function](self.call, *args)
+        self.room.take_result(made, args)
+        return made
 
     def _build(self, _: Any) -> None:
         state, target = self.stack.pop(), self.stack[-1]
@@ -229,11 +230,6 @@ ACTIONS: dict[str, Callable[[Rehearsal, Any], None]] = {
 }
 
 
-def _size(value: Any) -> int:
-    """Count what copying an argument copies."""
-    return len(value) if isinstance(value, list | tuple | str | bytes | Table) else 1
-
-
 def rehearse_archive(path: Path, allowed: Allowed) -> None:
     """Follow the pickle of a zip archive that torch wrote.
 
@@ -245,7 +241,7 @@ def rehearse_archive(path: Path, allowed: Allowed) -> None:
     with ZipFile(path) as archive:
         folder, held = _entries(archive)
         data = content(archive, archive.getinfo(f"{folder}/data.pkl"))
-    Rehearsal(allowed, _room(path), held).follow(BytesIO(data))
+    Rehearsal(allowed, Room(path), held).follow(BytesIO(data))
 
 
 def rehearse_legacy(path: Path, allowed: Allowed) -> None:
@@ -257,7 +253,7 @@ def rehearse_legacy(path: Path, allowed: Allowed) -> None:
         As :meth:`Rehearsal.follow`.
     """
     with path.open("rb") as stream:
-        rehearsal = Rehearsal(allowed, _room(path))
+        rehearsal = Rehearsal(allowed, Room(path))
         for _ in ("magic number", "version", "system", "object"):
             rehearsal.follow(stream)
         keys, roots = rehearsal.follow(stream), rehearsal.roots
@@ -282,8 +278,3 @@ def _entries(archive: ZipFile) -> tuple[str, dict[str, int]]:
     ):
         raise Unusual("entries that stand for each other")
     return folder, {entry.filename[len(folder) + 1 :]: entry.file_size for entry in entries}
-
-
-def _room(path: Path) -> int:
-    """Return how much the calls of a file may copy: some multiple of its size."""
-    return UNPACKED_RATIO * path.stat().st_size + UNPACKED_SLACK

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from analyzer.checkpoint.formats import DATA, content
+from analyzer.checkpoint.memory import Room
 from analyzer.checkpoint.pickles import names_asked
 from analyzer.checkpoint.rehearsal import rehearse_archive
 
@@ -65,7 +66,7 @@ def tensors(path: Path) -> dict[str, Tensor]:
             if _STATE.fullmatch(entry.filename):
                 plain.writestr(entry.filename, content(archive, entry))
             if DATA.fullmatch(entry.filename):
-                asked = names_asked(BytesIO(content(archive, entry)))
+                asked = names_asked(BytesIO(content(archive, entry)), Room(path))
     file.seek(0)
     with torch.serialization.safe_globals([*_stand_ins(asked, saved)]):
         root = torch.load(file, map_location="cpu", weights_only=True)

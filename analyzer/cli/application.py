@@ -89,6 +89,10 @@ def subject_flags(
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="probe.setting=value; repeatable.")
     ] = None,
+    null_seeds: Annotated[
+        int | None,
+        typer.Option(help="Copies with new random weights that probes compare with.", min=0),
+    ] = None,
     time_budget: Annotated[
         float | None, typer.Option(help="Leave out samples so that measuring takes this long [s].")
     ] = None,

@@ -60,6 +60,7 @@ def audit(
             summary=options.summary,
             seconds=options.time_budget,
             memory=options.memory_budget,
+            null_seeds=options.null_seeds,
         )
     summarize(result.findings, result.folder, quiet)
     raise typer.Exit(exit_code(result.findings, options, baseline))
@@ -70,7 +71,7 @@ def audit(
 def measure(context: typer.Context, checkpoint: Checkpoint = None, quiet: Quiet = False) -> None:
     """Only measure: write traces.nc, to be judged and rendered later, elsewhere."""
     from analyzer import record as records
-    from analyzer.conduct import TRACES
+    from analyzer.conduct import TRACES, with_limits
     from analyzer.options import Options
     from analyzer.pipeline import measure as run
     from analyzer.subject import load_subject
@@ -81,11 +82,12 @@ def measure(context: typer.Context, checkpoint: Checkpoint = None, quiet: Quiet 
         record = run(
             loaded.subject,
             options.probes,
-            options.settings,
+            with_limits(options.settings, options.limits),
             loaded.provenance | {"command": command_line()},
             watch,
             options.time_budget,
             options.memory_budget,
+            options.null_seeds,
         )
     records.save(record, options.out / TRACES)
     say(f"wrote {options.out / TRACES}", quiet)

@@ -85,7 +85,8 @@ def agreement(trace: xr.Dataset) -> Values:
 
     References
     ----------
-    .. [1] Chatterjee & Zielinski, Making Coherence Out of Nothing At All (2020); here its root,
+    .. [1] Chatterjee and Zielinski, Making Coherence Out of Nothing At All: Measuring the
+       Evolution of Gradient Alignment, arXiv:2008.01217 (2020); here the root of their measure,
        over the number of samples.
     """
     mean = trace["parameter_gradient"].to_numpy().astype(np.float64)
@@ -101,8 +102,9 @@ def noise_scale(trace: xr.Dataset) -> float:
 
     References
     ----------
-    .. [1] McCandlish et al., An Empirical Model of Large-Batch Training (2018), appendix A.1, with
-       batches of one sample and of all.
+    .. [1] McCandlish, Kaplan, Amodei and the OpenAI Dota Team, An Empirical Model of Large-Batch
+       Training, arXiv:1812.06162 (2018): their simple noise scale, appendix A.1, from batches of
+       one sample and of all.
     """
     norms = _per_sample(trace)
     known = ~np.isnan(norms).all(0)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from math import isnan
+from math import inf, isnan
 
 import numpy as np
 import xarray as xr
@@ -123,14 +123,19 @@ def _judged(
     if isnan(limits.required):
         meaning = "Whether that is enough depends on the task: declare its longest dependency."
         return Severity.INFO, meaning, "Set the limit memory_horizon.required to have it judged."
-    severity = at_least(horizon, limits.required)
+    # What lasts to the end of the sequences may last longer.
+    seen = horizon if horizon.high < length else replace(horizon, high=inf)
+    severity = at_least(seen, limits.required)
     if severity is Severity.WARN:
         meaning = "The network forgets before the task's longest dependency."
         return severity, meaning, "Train on longer sequences, or with a larger forget-gate bias."
-    if severity is Severity.INCONCLUSIVE and limits.required > length:
+    if severity is Severity.PASS:
+        return severity, "The network uses inputs as far back as the task needs.", "None."
+    if limits.required >= length:
         meaning = f"The dependency of {limits.required:g} is longer than the sequences."
         return severity, meaning, "Audit longer sequences."
-    return severity, "The network uses inputs as far back as the task needs.", "None."
+    meaning = "Whether the network uses inputs as far back as the task needs is uncertain."
+    return severity, meaning, "Audit more samples."
 
 
 def _gradient_reach(trace: xr.Dataset) -> Finding:

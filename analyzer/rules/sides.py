@@ -117,7 +117,8 @@ def coherence(side: Side) -> list[Estimate]:
 
     References
     ----------
-    .. [1] Chatterjee & Zielinski, Making Coherence Out of Nothing At All (2020).
+    .. [1] Chatterjee and Zielinski, Making Coherence Out of Nothing At All: Measuring the
+       Evolution of Gradient Alignment, arXiv:2008.01217 (2020).
     """
     return _one_sided(side, lambda a: a.samples * a.size / a.square)
 
@@ -127,8 +128,9 @@ def noise_scale(side: Side) -> Values:
 
     References
     ----------
-    .. [1] McCandlish et al., An Empirical Model of Large-Batch Training (2018), appendix A.1, with
-       batches of one sample and of all.
+    .. [1] McCandlish, Kaplan, Amodei and the OpenAI Dota Team, An Empirical Model of Large-Batch
+       Training, arXiv:1812.06162 (2018): their simple noise scale, appendix A.1, from batches of
+       one sample and of all.
     """
     square, signal = side.square.mean(0), reliability(side) * side.own.mean(0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -140,7 +142,8 @@ def stiffness_within(side: Side) -> list[Estimate]:
 
     References
     ----------
-    .. [1] Fort et al., Stiffness: A New Perspective on Generalization in Neural Networks (2019).
+    .. [1] Fort, Nowak, Jastrzebski and Narayanan, Stiffness: A New Perspective on Generalization
+       in Neural Networks, arXiv:1901.09491 (2019).
     """
     count, means = side.samples, side.cosine_own
     value = means.mean(0)

@@ -189,6 +189,7 @@ def _trained(trace: xr.Dataset, curve: Curve, limits: TruncationLimits) -> Findi
     severity = at_least(found, limits.cosine)
     if found.samples < limits.min_samples:
         severity = Severity.INCONCLUSIVE
+    # A record that was measured without knowing of this length has the powers of two alone.
     near = "" if lengths[place] == used else f" (measured with {lengths[place]})"
     meaning, action = _judged(severity, found, sufficient(trace, curve, limits.cosine), limits)
     return finding(

@@ -165,6 +165,11 @@ def _wasted(trace: xr.Dataset, used: Mapping[str, Estimate], limits: WidthLimits
     elif severity is Severity.WARN:
         severity = Severity.INFO
     meaning, action = _meaning(severity, loss, samples, narrow, limits)
+    states = _recurrent(trace, narrow)
+    if severity is Severity.WARN and states:
+        meaning += _PASSED_ON
+        if (len(narrow) - len(states)) / total <= limits.layers:
+            severity, meaning, action = Severity.INFO, _READ + _PASSED_ON, _COMPARE
     return Finding(
         code="width-wasted",
         probe=PROBE,
@@ -185,6 +190,22 @@ def _wasted(trace: xr.Dataset, used: Mapping[str, Estimate], limits: WidthLimits
     )
 
 
+_READ = "What reads these layers needs no more than their directions."
+
+_PASSED_ON = (
+    " Of recurrent layers what they pass on was restricted: their recurrence kept all of the "
+    "state, and may need it."
+)
+
+_COMPARE = "Train a narrower network and compare."
+
+
+def _recurrent(trace: xr.Dataset, layers: Sequence[str]) -> list[str]:
+    """Name the recurrent layers among some."""
+    kinds = trace["kind"].to_series()
+    return [layer for layer in layers if kinds[layer].startswith(("LSTM", "GRU", "RNN"))]
+
+
 def _named(judged: Mapping[str, Estimate], narrow: Sequence[str]) -> str:
     """Name narrow layers, the narrowest first."""
     ordered = sorted(narrow, key=lambda layer: judged[layer].value)
@@ -198,8 +219,8 @@ def _tested(loss: Estimate, trace: xr.Dataset) -> str:
     if isnan(loss.value):
         return ""
     return (
-        f"; with all {len(restricted_layers(trace))} convolutions and linear layers before the "
-        f"output restricted to these directions at once the loss changes by {loss.value:+.1%} "
+        f"; with all {len(restricted_layers(trace))} layers before the output restricted to these "
+        f"directions at once the loss changes by {loss.value:+.1%} "
         f"[{loss.low:+.1%}, {loss.high:+.1%}]"
     )
 
@@ -223,8 +244,8 @@ def _meaning(
     if severity is Severity.INFO:
         return (
             "Most layers are wider than the variance of their states asks for. Whether the output "
-            "needs the rest was not tested: only convolutions and linear layers are restricted.",
-            "Train a narrower network and compare.",
+            "needs the rest was not tested, or the mean loss is not above zero.",
+            _COMPARE,
         )
     few = samples < limits.min_samples
     return (

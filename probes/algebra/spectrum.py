@@ -73,7 +73,8 @@ def effective_rank(covariance_FF: Tensor) -> float:
 
     References
     ----------
-    .. [1] Roy and Vetterli, The Effective Rank: A Measure of Effective Dimensionality (2007).
+    .. [1] Roy and Vetterli, The Effective Rank: A Measure of Effective Dimensionality, EUSIPCO
+       (2007); here of the eigenvalues of the covariance.
     """
     variances_F = torch.linalg.eigvalsh(covariance_FF).clamp_min(0)
     total = variances_F.sum()

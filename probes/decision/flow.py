@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
+from probes.decision.depth import Returned, Timed, is_stacked, owner_of, taken_apart
 from probes.model.labels import label_of, module_of
 from probes.samples.layout import batch_dim
 
@@ -52,14 +53,18 @@ class Part:
         return turned.reshape(len(turned), -1, turned.shape[-1])
 
 
-def parts_of(module: nn.Module, output: Any, samples: int, axis: int) -> list[tuple[Tensor, Part]]:
+def parts_of(
+    module: nn.Module, output: Any, samples: int, axis: int
+) -> Sequence[tuple[Tensor, Part | Timed]]:
     """Take apart what a layer returned.
 
     Returns
     -------
-    list of (Tensor, Part)
+    sequence of (Tensor, Part)
         Its floating-point tensors; empty if one of them does not keep the samples apart.
     """
+    if isinstance(output, Returned):
+        return output.parts(samples)
     found: list[tuple[Tensor, Part]] = []
     for place, leaf in enumerate(tree_leaves(output, is_leaf=_packed)):
         if _packed(leaf):
@@ -95,7 +100,7 @@ class Point:
 
     values: dict[str, list[Tensor]] = field(default_factory=dict)
     gradients: dict[str, list[Tensor | None]] = field(default_factory=dict)
-    parts: dict[str, list[Part]] = field(default_factory=dict)
+    parts: dict[str, Sequence[Part | Timed]] = field(default_factory=dict)
 
     def put(self, label: str, values: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Add tensors that no module returned, samples first and channels last."""
@@ -115,7 +120,7 @@ def tapped(model: nn.Module, labels: Sequence[str], samples: int, axis: int) -> 
     model : Module
         Contains the layers.
     labels : sequence of str
-        Module names, with ``#k`` for the k-th call after the first.
+        As :func:`calls` gives them.
     samples, axis : int
         Size and place of the batch axis of the inputs.
     """
@@ -134,7 +139,7 @@ def tapped(model: nn.Module, labels: Sequence[str], samples: int, axis: int) -> 
                 value.register_hook(_filing(arrived, place))  # type: ignore[no-untyped-call]
 
     names = dict(model.named_modules())
-    with calls(model, {module_of(label, names) for label in labels}, keep):
+    with calls(model, {module_of(owner_of(label, names), names) for label in labels}, keep):
         yield point
 
 
@@ -151,16 +156,34 @@ def _filing(arrived: list[Tensor | None], place: int) -> Callable[[Tensor], None
 def calls(
     model: nn.Module, names: set[str], visit: Callable[[str, nn.Module, Any], None]
 ) -> Iterator[dict[str, int]]:
-    """Show what modules return to ``visit``, with a label for each call; count the calls."""
+    """Show what modules return to ``visit``, with a label for each call; count the calls.
+
+    The label is the module's name, with ``#k`` for the k-th call after the first. Of a recurrent
+    module of several layers it is followed by ``.l0``, ``.l1`` and so on, and each layer is shown,
+    as a :class:`probes.decision.depth.Returned`.
+    """
     count: dict[str, int] = {}
+    stacked = {name: m for name, m in model.named_modules() if name in names and is_stacked(m)}
+    apart: set[str] = set()
+
+    def layer(name: str, number: int, returned: Returned) -> None:
+        if name in stacked:
+            apart.add(name)
+            call = label_of(name, count.get(name, 0) + 1)
+            visit(f"{call}.l{number}" if call else f"l{number}", stacked[name], returned)
+
     with ExitStack() as stack:
+        if stacked:
+            stack.enter_context(taken_apart(model, layer))
         for name, module in model.named_modules():
             if name not in names:
                 continue
 
             def hook(module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
                 count[name] = number = count.get(name, 0) + 1
-                visit(label_of(name, number), module, output)
+                # One whole if it runs out of sight.
+                if name not in apart:
+                    visit(label_of(name, number), module, output)
 
             stack.callback(module.register_forward_hook(hook).remove)
         yield count

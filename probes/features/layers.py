@@ -3,7 +3,7 @@
 Shapes: B sample, P position, S position that is looked at, C unit.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,11 @@ class Layer(NamedTuple):
     """Numbers that it reads at one position: channels, or features."""
 
     @property
+    def recurrent(self) -> bool:
+        """Whether its units are states."""
+        return not self.channel
+
+    @property
     def most(self) -> int:
         """Directions that the weights allow."""
         return min(self.width, self.reach)
@@ -49,8 +54,8 @@ class Seen(NamedTuple):
 
     values: Tensor
     """Shape (B, S, C)."""
-    valid: Tensor
-    """Whether a position is no padding: (B, S)."""
+    valid: Tensor | None = None
+    """Whether a position is no padding: (B, S); None where none is."""
 
 
 def layers_of(model: nn.Module) -> dict[str, Layer]:
@@ -97,32 +102,50 @@ def by_sample(output: Tensor, channel: int, layout: Layout) -> Tensor | None:
 
 def looked_at(first: Tensor, layout: Layout, drawn: Draw) -> Seen:
     """Take some positions out of values in the order of :func:`by_sample`."""
-    sizes = first.shape[1:-1]
-    at = drawn.timesteps(sizes.numel()).to(first.device)
-    places: list[Any] = [slice(None), *torch.unravel_index(at, sizes)] if sizes else []
-    values = first[tuple(places)] if sizes else first[:, None]
-    return Seen(values, _valid(first, layout)[:, at])
+    sizes, valid_BP = first.shape[1:-1], _valid(first, layout)
+    if not sizes:
+        return Seen(first[:, None])
+    if sizes.numel() <= drawn.most:
+        return Seen(first.flatten(1, -2), valid_BP)
+    at_BS = _places(sizes.numel(), drawn).to(first.device)
+    row_B1 = torch.arange(len(first), device=first.device)[:, None]
+    values = first[(row_B1, *torch.unravel_index(at_BS, sizes))]
+    return Seen(values, None if valid_BP is None else valid_BP.gather(1, at_BS))
+
+
+def _places(count: int, drawn: Draw) -> Tensor:
+    """Draw a position out of every stretch, other ones in each sample: (B, S).
+
+    Stretches need not be whole positions, so that every position is as likely as any other.
+    """
+    within_BS = (drawn.order + drawn.share[:, None]).double() % 1
+    at_BS = (torch.arange(drawn.most) + within_BS) * (count / drawn.most)
+    return at_BS.long().clamp_max(count - 1)
 
 
 def largest(first: Tensor, layout: Layout) -> Tensor:
     """Largest value of every unit over all positions of a sample but padding: (B, C)."""
     if first.dim() == 2:
         return first
-    if first.dim() == 3 and layout.lengths is not None:
-        first = first.masked_fill(~_valid(first, layout)[..., None], -torch.inf)
+    valid_BP = _valid(first, layout)
+    if valid_BP is not None:
+        first = first.masked_fill(~valid_BP[..., None], -torch.inf)
     return first.amax(tuple(range(1, first.dim() - 1)))
 
 
-def _valid(first: Tensor, layout: Layout) -> Tensor:
+def _valid(first: Tensor, layout: Layout) -> Tensor | None:
     """Whether positions are no padding: (B, P). Only a single axis of positions can be padded."""
-    if first.dim() == 3:
-        return layout.valid(first[..., 0]) > 0
-    count = first.shape[1:-1].numel()
-    return first.new_ones(len(first), count, dtype=torch.bool)
+    if first.dim() != 3 or layout.lengths is None:
+        return None
+    return layout.valid(first[..., 0]) > 0
 
 
 def recurrent(y_TBE: Tensor, length_B: Tensor, drawn: Draw) -> Seen:
     """Take some timesteps out of the states of a recurrent layer."""
-    at = drawn.timesteps(len(y_TBE))
-    valid_BS = (at < length_B.cpu()[:, None]).to(y_TBE.device)
-    return Seen(y_TBE.transpose(0, 1)[:, at.to(y_TBE.device)], valid_BS)
+    first, timesteps = y_TBE.transpose(0, 1), len(y_TBE)
+    at_BS = torch.arange(timesteps).expand(len(first), timesteps)
+    if timesteps > drawn.most:
+        at_BS = _places(timesteps, drawn)
+        first = first[torch.arange(len(first))[:, None], at_BS.to(first.device)]
+    valid_BS = at_BS < length_B.cpu()[:, None]
+    return Seen(first, None if valid_BS.all() else valid_BS.to(first.device))

@@ -1,6 +1,7 @@
 """Numbers of a covariance matrix: how many directions, which units say the same, which nothing.
 
-Shapes: C unit, J direction, in falling order of variance.
+Shapes: C unit, J direction, in falling order of variance, K covariance matrix; a single matrix has
+no K.
 """
 
 from typing import NamedTuple
@@ -28,60 +29,72 @@ class Spectrum(NamedTuple):
     """Columns of unit length: (C, J)."""
 
 
+def variances(covariance_CC: Tensor) -> Tensor:
+    """Variance along the principal directions: (J,), falling."""
+    values_J: Tensor = torch.linalg.eigvalsh(covariance_CC)
+    return values_J.clamp_min(0).flip(0)
+
+
 def spectrum(covariance_CC: Tensor) -> Spectrum:
     """Find the principal directions."""
     variances_J, directions_CJ = torch.linalg.eigh(covariance_CC)
     return Spectrum(variances_J.clamp_min(0).flip(0), directions_CJ.flip(1))
 
 
-def along(covariance_CC: Tensor, directions_CJ: Tensor) -> Tensor:
-    """Variance of other data along given directions: (J,), falling.
+def along(covariance_KCC: Tensor, directions_CJ: Tensor) -> Tensor:
+    """Variance of other data along given directions: (K, J), falling.
 
     To first order these are its own eigenvalues, at the price of a product.
     """
-    variances_J = ((covariance_CC @ directions_CJ) * directions_CJ).sum(0)
-    return variances_J.clamp_min(0).sort(descending=True).values
+    variances_KJ = ((covariance_KCC @ directions_CJ) * directions_CJ).sum(-2)
+    return variances_KJ.clamp_min(0).sort(descending=True).values
 
 
-def directions(variances_J: Tensor, level: float) -> float:
-    """Count the fewest directions that hold ``level`` of the variance; nan if nothing varies."""
-    total = variances_J.sum()
-    if not total > 0:
-        return torch.nan
-    held_J = variances_J.cumsum(0) / total
+def spread(variances_KJ: Tensor, level: float) -> Tensor:
+    """Directions, effective rank and participation ratio: (K, 3); nan where nothing varies."""
+    measures = directions(variances_KJ, level), _rank(variances_KJ), _participation(variances_KJ)
+    return torch.stack(measures, -1).cpu()
+
+
+def _shares(variances_KJ: Tensor) -> Tensor:
+    """Share of every direction in all variance; nan where nothing varies."""
+    total_K1 = variances_KJ.sum(-1, keepdim=True)
+    return variances_KJ / torch.where(total_K1 > 0, total_K1, torch.nan)
+
+
+def directions(variances_KJ: Tensor, level: float) -> Tensor:
+    """Count the fewest directions that hold ``level`` of the variance: (K,)."""
+    held_KJ = _shares(variances_KJ).cumsum(-1)
     # At a level of 1 rounding decides: without a tolerance there may be no such direction.
-    return float((held_J < level - 1e-12).sum() + 1)
+    count_K = (held_KJ < level - 1e-12).sum(-1) + 1.0
+    return torch.where(held_KJ[..., -1].isnan(), torch.nan, count_K).to(variances_KJ)
 
 
-def effective_rank(variances_J: Tensor) -> float:
-    """Exponential of the entropy of the shares of variance; nan if nothing varies."""
-    total = variances_J.sum()
-    if not total > 0:
-        return torch.nan
-    return float(torch.special.entr(variances_J / total).sum().exp())
+def _rank(variances_KJ: Tensor) -> Tensor:
+    """Exponential of the entropy of the shares of variance: (K,)."""
+    entropy_K: Tensor = torch.special.entr(_shares(variances_KJ)).sum(-1)
+    return entropy_K.exp()
 
 
-def participation(variances_J: Tensor) -> float:
-    """Square of the sum of the variances over the sum of their squares; nan if nothing varies."""
-    total = variances_J.sum()
-    if not total > 0:
-        return torch.nan
-    shares_J = variances_J / total
-    return float(1 / shares_J.square().sum())
+def _participation(variances_KJ: Tensor) -> Tensor:
+    """Square of the sum of the variances over the sum of their squares: (K,)."""
+    return 1 / _shares(variances_KJ).square().sum(-1)
 
 
-def constant(mean_C: Tensor, covariance_CC: Tensor) -> Tensor:
-    """Which units do not vary: (C,)."""
-    variance_C = covariance_CC.diagonal()
-    scale_C = mean_C.square() + variance_C.mean()
-    return variance_C <= CONSTANT**2 * scale_C
+def constant(mean_C: Tensor, covariance_KCC: Tensor) -> Tensor:
+    """Which units do not vary: (K, C)."""
+    variance_KC = covariance_KCC.diagonal(dim1=-2, dim2=-1)
+    scale_KC = mean_C.square() + variance_KC.mean(-1, keepdim=True)
+    return variance_KC <= CONSTANT**2 * scale_KC
 
 
-def correlation(covariance_CC: Tensor, still_C: Tensor) -> Tensor:
-    """Correlations, 0 on the diagonal and with units that do not vary: (C, C)."""
-    deviation_C = covariance_CC.diagonal().clamp_min(0).sqrt()
-    scale_C = torch.where(still_C | (deviation_C == 0), torch.inf, deviation_C)
-    return (covariance_CC / torch.outer(scale_C, scale_C)).fill_diagonal_(0)
+def correlation(covariance_KCC: Tensor, still_KC: Tensor) -> Tensor:
+    """Correlations, 0 on the diagonal and with units that do not vary: (K, C, C)."""
+    deviation_KC = covariance_KCC.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+    scale_KC = torch.where(still_KC | (deviation_KC == 0), torch.inf, deviation_KC)
+    found_KCC = (covariance_KCC / scale_KC[..., None]).div_(scale_KC[..., None, :])
+    found_KCC.diagonal(dim1=-2, dim2=-1).zero_()
+    return found_KCC
 
 
 def twins(correlation_CC: Tensor, limit: float) -> Tensor:
@@ -99,6 +112,16 @@ def twins(correlation_CC: Tensor, limit: float) -> Tensor:
 def copies(first_C: Tensor) -> int:
     """Count the units beyond the first one of every group."""
     return int((first_C != torch.arange(len(first_C))).sum())
+
+
+def copies_of(correlation_KCC: Tensor, limit: float) -> Tensor:
+    """Count the units beyond the first one of every group, of each matrix: (K,)."""
+    flat_KX = correlation_KCC.flatten(1)
+    largest_K = torch.maximum(flat_KX.amax(1), -flat_KX.amin(1)).cpu()
+    found_K = torch.zeros_like(largest_K)
+    for at in (largest_K > limit).nonzero()[:, 0].tolist():
+        found_K[at] = copies(twins(correlation_KCC[at], limit))
+    return found_K
 
 
 def rank(variances_J: Tensor) -> int:

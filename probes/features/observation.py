@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from probes.base import Batch, Subject, call
 from probes.features.flow import BOUNDED, RELU, Activation, Flow
-from probes.features.layers import Layer, by_sample, largest, looked_at, recurrent
+from probes.features.layers import Layer, Seen, by_sample, largest, looked_at, recurrent
 from probes.features.moments import Moments
 from probes.model.taps import first_float
 from probes.recurrent.bypass import Reading
@@ -114,6 +114,8 @@ class Plan:
         Samples that run at the same time.
     parts : int
         Groups of samples for activation functions; 0 leaves them, and who reads whom, out.
+    rough : bool
+        Whether float32 will do, as of :class:`probes.features.moments.Sums`.
     """
 
     layers: Mapping[str, Layer]
@@ -121,6 +123,7 @@ class Plan:
     positions: int
     together: int
     parts: int
+    rough: bool = False
 
 
 def observe(
@@ -174,7 +177,7 @@ class _Pass:
         modules = dict(model.named_modules())
         with ExitStack() as stack:
             for label, layer in self.plan.layers.items():
-                if not layer.channel or label not in self.plan.groups:
+                if layer.recurrent or label not in self.plan.groups:
                     continue
 
                 def see(
@@ -210,7 +213,11 @@ class _Pass:
 
     def _moments(self, label: str) -> Moments:
         """Open the record of a layer, if need be."""
-        return self.found.layers.setdefault(label, Moments(self.plan.groups[label]))
+        known = self.found.layers.get(label)
+        if known is None:
+            known = Moments(self.plan.groups[label], self.plan.rough)
+            self.found.layers[label] = known
+        return known
 
     def _respond(self, activation: Activation) -> None:
         """Add what an activation function returned in one call."""
@@ -232,11 +239,14 @@ class _Pass:
             response.peak(largest(first, self.layout))
         else:
             seen = looked_at(first, self.layout, self.drawn)
-            response.extent(_at_ends(seen.values, seen.valid, BOUNDED[function]))
+            response.extent(_at_ends(seen, BOUNDED[function]))
 
 
-def _at_ends(values_BSC: Tensor, valid_BS: Tensor, low: float) -> Tensor:
+def _at_ends(seen: Seen, low: float) -> Tensor:
     """Share of the positions at which every unit is near either end: (B, 2, C)."""
+    values_BSC, valid_BS = seen
+    if valid_BS is None:
+        valid_BS = values_BSC.new_ones(values_BSC.shape[:2])
     weight_BS1 = valid_BS[..., None] / valid_BS.sum(1)[:, None, None]
     ends = low + (1 - low) * torch.tensor([CLOSED, OPEN])
     if low < 0:

@@ -40,7 +40,7 @@ def parameters(model: nn.Module, layers: Mapping[str, Layer]) -> dict[str, Param
     for label, layer in layers.items():
         module = modules[layer.module]
         sizes = {name: weight.numel() for name, weight in module.named_parameters()}
-        if layer.channel:
+        if not layer.recurrent:
             matrix = sum(size for name, size in sizes.items() if "bias" not in name)
             bias = sum(sizes.values()) - matrix
             depthwise = isinstance(module, CONVOLUTIONS) and 1 < module.groups == module.in_channels

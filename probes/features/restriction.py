@@ -1,21 +1,27 @@
-"""What the loss changes by when layers keep only the directions that hold their variance.
+"""What the loss changes by when layers pass on only the directions that hold their variance.
+
+Of a recurrent layer that is the sequence of hidden states, both directions together, and the final
+ones: what the layer above and the head read, as of any other layer. Its own recurrence keeps all
+of the state, since the directions are those of what is passed on, and those of a small variance
+may be what it remembers by.
 
 Shapes: C unit, J direction, N sample.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from probes.algebra.spectrum import Covariance
 from probes.base import Batch, Subject, call
 from probes.features.layers import Layer
-from probes.features.moments import pooled
+from probes.features.moments import Pooled
 from probes.features.numbers import directions, spectrum
 from probes.loss.removal import Intact
+from probes.recurrent.bypass import Layers
 from probes.samples.selection import pieces
 
 
@@ -28,11 +34,10 @@ class Subspace(NamedTuple):
     """Columns of unit length: (C, J)."""
 
     @classmethod
-    def of(cls, groups: Sequence[Covariance], level: float) -> "Subspace":
+    def of(cls, whole: Pooled, level: float) -> "Subspace":
         """Span the fewest directions that hold ``level`` of the variance."""
-        whole = pooled(groups)
         found = spectrum(whole.whole)
-        count = directions(found.variances, level)
+        count = float(directions(found.variances, level))
         return cls(whole.mean, found.directions[:, : 0 if count != count else int(count)])
 
     def project(self, values: Tensor, channel: int) -> Tensor:
@@ -70,7 +75,7 @@ def restricted(
     chosen : mapping of int to int
         Place of each sample in the audit data -> its half, 0 or 1.
     layers : mapping of str to Layer
-        Convolutions and linear layers.
+        All that are restricted, at least.
     halves : mapping of str to pair of Subspace
         Of the layers that are restricted, fitted on each half.
     together : int
@@ -110,10 +115,14 @@ def _changes(
 def _projected(
     model: nn.Module, layers: Mapping[str, Layer], spaces: Mapping[str, Subspace]
 ) -> Iterator[None]:
-    """Put the nearest point of a subspace in the place of what each layer returns."""
+    """Put the nearest point of a subspace in the place of what each layer passes on."""
     modules = dict(model.named_modules())
+    states: dict[str, Callable[[Tensor], Tensor]] = {}
     with ExitStack() as stack:
         for label, space in spaces.items():
+            if layers[label].recurrent:
+                states[label] = partial(space.project, channel=-1)
+                continue
 
             def project(
                 _module: nn.Module,
@@ -126,4 +135,5 @@ def _projected(
 
             hook = modules[layers[label].module].register_forward_hook(project)
             stack.callback(hook.remove)
+        stack.enter_context(Layers(model, passed=states) if states else nullcontext())
         yield

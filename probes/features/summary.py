@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from probes.features import numbers
-from probes.features.moments import Moments, independent, pooled
+from probes.features.moments import Moments, independent
 
 
 @dataclass(frozen=True)
@@ -60,26 +60,28 @@ class Summary:
 
 def summary(moments: Moments, rules: Rules) -> Summary:
     """Work out the numbers of a layer, on the CPU."""
-    whole = pooled(moments.groups)
-    width, groups = len(whole.mean), len(moments.groups)
+    whole = moments.pooled()
+    width, groups = len(whole.mean), len(whole.sums.counts)
     seen = independent(moments, float(whole.whole.trace()))
     still_C = numbers.constant(whole.mean, whole.whole)
     spread_GX, copies_G = _unknown(groups, 3), _unknown(groups)
     spread_X, shares_J, rank = _unknown(3), torch.empty(0), torch.nan
+    basis_CJ = None
     if seen >= rules.power * width:
         found = numbers.spectrum(whole.whole)
-        spread_X = _spread(found.variances, rules.level)
+        spread_X = numbers.spread(found.variances, rules.level)
         rank = float(numbers.rank(found.variances))
         total = found.variances.sum()
-        shares_J = found.variances / total if total > 0 else shares_J
+        if total > 0:
+            shares_J, basis_CJ = found.variances / total, found.directions
     twin_C = numbers.twins(numbers.correlation(whole.whole, still_C), rules.correlated)
-    for at in range(len(whole.parts) if len(whole.parts) > 1 else 0):
-        without_CC = whole.without(at)
-        still = numbers.constant(whole.mean, without_CC)
-        links_CC = numbers.correlation(without_CC, still)
-        copies_G[at] = numbers.copies(numbers.twins(links_CC, rules.correlated))
-        if len(shares_J):
-            spread_GX[at] = _spread(numbers.along(without_CC, found.directions), rules.level)
+    for left, without_KCC in whole.without():
+        if basis_CJ is not None:
+            along_KJ = numbers.along(without_KCC, basis_CJ)
+            spread_GX[left] = numbers.spread(along_KJ, rules.level)
+        still_KC = numbers.constant(whole.mean, without_KCC)
+        links_KCC = numbers.correlation(without_KCC, still_KC)
+        copies_G[left] = numbers.copies_of(links_KCC, rules.correlated)
     return Summary(
         seen,
         spread_X,
@@ -93,24 +95,12 @@ def summary(moments: Moments, rules: Rules) -> Summary:
     )
 
 
-def _spread(variances_J: Tensor, level: float) -> Tensor:
-    """Directions, effective rank and participation ratio."""
-    return torch.tensor(
-        [
-            numbers.directions(variances_J, level),
-            numbers.effective_rank(variances_J),
-            numbers.participation(variances_J),
-        ],
-        dtype=torch.float64,
-    )
-
-
 def _unknown(*shape: int) -> Tensor:
     """Make a table of nan."""
     return torch.full(shape, torch.nan, dtype=torch.float64)
 
 
 def plain(moments: Moments, level: float) -> Tensor:
-    """Directions and effective rank: (2,)."""
-    variances_J = numbers.spectrum(pooled(moments.groups).whole).variances
-    return _spread(variances_J, level)[:2]
+    """Directions and effective rank, to three digits or more: (2,)."""
+    variances_J = numbers.variances(moments.pooled().whole.float())
+    return numbers.spread(variances_J.double(), level)[:2]

@@ -3,7 +3,8 @@
 The scans run backwards over the timesteps and only do there what cannot be done for all timesteps
 at once: one matrix product and a few elementwise operations.
 
-Shapes: as in :mod:`probes.recurrent.cells`.
+Shapes: as in :mod:`probes.recurrent.cells`; V scalar that is differentiated, where
+there are several.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from probes.recurrent.cells import Gates, Weights, gru_gates, lstm_gates, rnn_gates
+from probes.recurrent.cells import Gates, Weights
 
 
 class Past(NamedTuple):
@@ -48,7 +49,8 @@ class Local(NamedTuple):
     """What a scan backwards needs of what a layer computed."""
 
     slopes: Tensor
-    """As in :class:`probes.recurrent.cells.Gates`, shape (T, B, K, H); used up by the scan."""
+    """As in :class:`probes.recurrent.cells.Gates`, shape (T, B, K, H); used up by the scan of one
+    scalar."""
     through: Tensor | None = None
     """Likewise, shape (T, B, H)."""
     carry: Tensor | None = None
@@ -59,7 +61,8 @@ class Local(NamedTuple):
     @classmethod
     def of(cls, kind: str, gates: Gates, weights: Weights) -> "Local":
         """Pick it out of the gates of a layer."""
-        carry_TBH = gates.activations[:, :, 1] if kind in ("lstm", "gru") else None
+        # A copy: a view would keep the other gates in memory.
+        carry_TBH = gates.activations[:, :, 1].clone() if kind in ("lstm", "gru") else None
         unprojected_TBH = None
         if weights.w_hr is not None and gates.cell is not None:
             unprojected_TBH = gates.activations[:, :, 3] * gates.cell.tanh()
@@ -136,27 +139,6 @@ class Scan:
         return tuple(found)
 
 
-def replay(kind: str, weights: Weights, past: Past) -> Gates:
-    """Compute the gates of a layer again from what it read and returned.
-
-    Parameters
-    ----------
-    kind : str
-        "lstm", "gru", "rnn_tanh" or "rnn_relu".
-    weights : Weights
-        Of this layer and direction.
-    past : Past
-        What the layer read and returned.
-    """
-    if kind == "lstm":
-        assert past.c0 is not None
-        return lstm_gates(past.x, past.before, past.c0, weights)
-    if kind == "gru":
-        return gru_gates(past.x, past.before, weights)
-    relu = kind == "rnn_relu"
-    return rnn_gates(past.x, past.before, past.hidden, weights, relu=relu)
-
-
 def backpropagate(
     kind: str,
     weights: Weights,
@@ -176,9 +158,10 @@ def backpropagate(
         What the layer computed; the slopes are overwritten.
     hidden_TBP : Tensor, shape (T, B, P)
         What arrives at every hidden state from the outputs and from the final state
-        [loss / state]; overwritten with the total.
+        [loss / state]; overwritten with the total. For several scalars of shape (T, V, B, P); then
+        what the layer computed is of shape (T, 1, B, ...), and is not overwritten.
     cell_TBH : Tensor, shape (T, B, H), optional
-        What arrives at every cell state of an LSTM; overwritten with the total.
+        What arrives at every cell state of an LSTM, likewise; overwritten with the total.
 
     Returns
     -------
@@ -200,26 +183,32 @@ def _lstm(local: Local, weights: Weights, hidden_TBP: Tensor, cell_TBH: Tensor) 
     slopes_TBKH, through_TBH, forget_TBH, _ = local
     assert through_TBH is not None
     assert forget_TBH is not None
-    delta_TBG = slopes_TBKH.flatten(2)
+    delta_TBKH = _room(slopes_TBKH, hidden_TBP)
+    delta_TBG = delta_TBKH.flatten(-2)
     per_step = (
         hidden_TBP,
+        hidden_TBP.flatten(1, -2),
         cell_TBH,
         through_TBH,
         forget_TBH,
-        slopes_TBKH[:, :, :3],
-        slopes_TBKH[:, :, 3],
-        delta_TBG,
+        slopes_TBKH[..., :3, :],
+        slopes_TBKH[..., 3, :],
+        delta_TBKH[..., :3, :],
+        delta_TBKH[..., 3, :],
+        delta_TBG.flatten(1, -2),
     )
     later: tuple[Tensor, Tensor, Tensor] | None = None
-    for h_BP, c_BH, through_BH, forget_BH, inner_B3H, output_BH, delta_BG in _backwards(per_step):
+    for h_BP, rows, c_BH, through, forget, inner, output, inner_B3H, output_BH, delta in _backwards(
+        per_step
+    ):
         if later is not None:
-            h_BP.addmm_(later[0], weights.w_hh)
+            rows.addmm_(later[0], weights.w_hh)
             c_BH.addcmul_(later[1], later[2])
         m_BH = h_BP if weights.w_hr is None else h_BP @ weights.w_hr
-        c_BH.addcmul_(m_BH, through_BH)
-        inner_B3H.mul_(c_BH.unsqueeze(1))
-        output_BH.mul_(m_BH)
-        later = delta_BG, c_BH, forget_BH
+        c_BH.addcmul_(m_BH, through)
+        torch.mul(inner, c_BH.unsqueeze(-2), out=inner_B3H)
+        torch.mul(output, m_BH, out=output_BH)
+        later = delta, c_BH, forget
     h0_BP = delta_TBG[0] @ weights.w_hh
     return Adjoint(hidden_TBP, cell_TBH, delta_TBG, h0_BP, cell_TBH[0] * forget_TBH[0])
 
@@ -228,27 +217,42 @@ def _gru(local: Local, weights: Weights, hidden_TBH: Tensor) -> Adjoint:
     """Scan a GRU backwards; its update gate also carries the state straight on."""
     update_TBH = local.carry
     assert update_TBH is not None
-    delta_TBG = local.slopes.flatten(2)
-    per_step = (hidden_TBH, local.slopes, delta_TBG, update_TBH)
+    delta_TBKH = _room(local.slopes, hidden_TBH)
+    delta_TBG = delta_TBKH.flatten(-2)
+    rows_TNH, delta_TNG = hidden_TBH.flatten(1, -2), delta_TBG.flatten(1, -2)
+    per_step = (hidden_TBH, rows_TNH, local.slopes, delta_TBKH, delta_TNG, update_TBH)
     later: tuple[Tensor, Tensor, Tensor] | None = None
-    for h_BH, slopes_BGH, delta_BG, update_BH in _backwards(per_step):
+    for h_BH, rows_NH, slopes, delta_BKH, delta_NG, update in _backwards(per_step):
         if later is not None:
-            h_BH.addcmul_(later[0], later[1]).addmm_(later[2], weights.w_hh)
-        slopes_BGH.mul_(h_BH.unsqueeze(1))
-        later = h_BH, update_BH, delta_BG
-    h0_BH = torch.addmm(hidden_TBH[0] * update_TBH[0], delta_TBG[0], weights.w_hh)
+            h_BH.addcmul_(later[0], later[1])
+            rows_NH.addmm_(later[2], weights.w_hh)
+        torch.mul(slopes, h_BH.unsqueeze(-2), out=delta_BKH)
+        later = h_BH, update, delta_NG
+    h0_BH = delta_TBG[0] @ weights.w_hh + hidden_TBH[0] * update_TBH[0]
     return Adjoint(hidden_TBH, None, delta_TBG, h0_BH)
 
 
 def _rnn(local: Local, weights: Weights, hidden_TBH: Tensor) -> Adjoint:
     """Scan an Elman network backwards."""
-    delta_TBH = local.slopes.flatten(2)
-    later_BH: Tensor | None = None
-    for h_BH, delta_BH in _backwards((hidden_TBH, delta_TBH)):
-        if later_BH is not None:
-            h_BH.addmm_(later_BH, weights.w_hh)
-        later_BH = delta_BH.mul_(h_BH)
+    slopes_TBH = local.slopes.flatten(-2)
+    delta_TBH = _room(slopes_TBH, hidden_TBH)
+    rows_TNH, delta_TNH = hidden_TBH.flatten(1, -2), delta_TBH.flatten(1, -2)
+    later: Tensor | None = None
+    for h_BH, rows_NH, slopes, delta_BH, delta_NH in _backwards(
+        (hidden_TBH, rows_TNH, slopes_TBH, delta_TBH, delta_TNH)
+    ):
+        if later is not None:
+            rows_NH.addmm_(later, weights.w_hh)
+        torch.mul(slopes, h_BH, out=delta_BH)
+        later = delta_NH
     return Adjoint(hidden_TBH, None, delta_TBH, delta_TBH[0] @ weights.w_hh)
+
+
+def _room(slopes: Tensor, arriving: Tensor) -> Tensor:
+    """Where gradients of pre-activations go: over the slopes, unless several scalars need these."""
+    if slopes.shape[1 : arriving.dim() - 1] == arriving.shape[1:-1]:
+        return slopes
+    return slopes.new_empty(*arriving.shape[:-1], *slopes.shape[arriving.dim() - 1 :])
 
 
 def _backwards(per_step: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:

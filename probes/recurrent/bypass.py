@@ -1,5 +1,8 @@
 """Watch every layer of recurrent modules while a model runs, or put something in its place.
 
+What a layer passes on can be changed without its recurrence: then the layer above, and whoever
+else reads its states, see the changed ones, while the next timestep starts from its own.
+
 Both directions of a layer are one. A layer that is replaced returns what a function makes of its
 input at the same timestep; its final hidden states are the ends of that, and its cell state stays
 the initial one.
@@ -14,11 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from probes.recurrent.clock import Clock
+from probes.recurrent.interception import CELLS, FUSED, FusedCall
 from probes.recurrent.naming import Names
 from probes.recurrent.record import Site
-from probes.recurrent.split import _CELLS, _FUSED, _ORDER, _Call
 
 Substitute = Callable[[Tensor], Tensor]
 """What takes the place of a layer: (..., I) -> (..., E)."""
@@ -52,6 +56,10 @@ class Layers(TorchFunctionMode):
         What takes the place of a layer, by its label.
     watch : callable, optional
         Called with every reading of a layer that is not replaced.
+    passed : mapping of str to callable
+        What hidden states are changed by, (..., E) -> (..., E), on their way out of a layer, by
+        its label. A state that comes back as it was passed on, to the next call of the module or
+        cell, is taken for the unchanged one.
     """
 
     def __init__(
@@ -59,8 +67,11 @@ class Layers(TorchFunctionMode):
         model: nn.Module,
         replaced: Mapping[str, Substitute] | None = None,
         watch: Callable[[Reading], None] | None = None,
+        passed: Mapping[str, Substitute] | None = None,
     ) -> None:
         super().__init__()
+        self._passed = passed or {}
+        self._own: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._names = Names(model)
         self._replaced = replaced or {}
         self._watch = watch
@@ -70,32 +81,40 @@ class Layers(TorchFunctionMode):
     ) -> Any:
         """Catch the recurrent operations."""
         kwargs = kwargs or {}
-        if func in _FUSED:
-            named = [kwargs[name] for name in _ORDER if name in kwargs]
-            return self._module(_Call.of(func, [*args, *named]))
-        if func in _CELLS:
+        if func in FUSED:
+            return self._module(FusedCall.of(func, args, kwargs))
+        if func in CELLS:
             return self._cell(func, *args, **kwargs)
         return func(*args, **kwargs)
 
-    def _module(self, call: _Call) -> tuple[Tensor, ...]:
+    def _module(self, call: FusedCall) -> tuple[Tensor, ...]:
         """Compute a whole module, one layer after the other."""
         name, clock = self._names.of(call.weights, call.kind), call.clock()
         y = call.x.transpose(0, 1) if call.batch_first else call.x
         final: list[Sequence[Tensor]] = []
+        own: list[Tensor] = []
+        before = tuple(map(self._unchanged, call.states))
         for layer in range(call.layers):
             label = Site(name, call.kind, layer).label
-            states = tuple(state.chunk(call.layers)[layer].contiguous() for state in call.states)
+            states = tuple(state.chunk(call.layers)[layer].contiguous() for state in before)
             count = len(call.weights) // call.layers
             weights = tuple(call.weights[layer * count : (layer + 1) * count])
             x = y
             if label in self._replaced:
                 y = self._replaced[label](x)
                 final.append((_ends(clock.padded(y), clock.lengths(), states[0]), *states[1:]))
+                own.append(final[-1][0])
                 continue
             y, *after = call.layer(weights, x, states)
-            final.append(after)
             self._see(label, call.kind, clock, (x, y), weights)
+            own.append(after[0])
+            if label in self._passed:
+                y = self._passed[label](y)
+                after[0] = _ends(clock.padded(y), clock.lengths(), states[0])
+            final.append(after)
         ends = [torch.cat(states) for states in zip(*final, strict=True)]
+        if self._passed:
+            self._own[ends[0]] = torch.cat(own)
         # A copy: a replaced layer may return its input, which the model may still need.
         return (y.transpose(0, 1) if call.batch_first else y).clone(), *ends
 
@@ -108,17 +127,28 @@ class Layers(TorchFunctionMode):
         **named: Tensor | None,
     ) -> Any:
         """Compute one call of a cell: a layer of one timestep."""
-        kind = _CELLS[function]
+        kind = CELLS[function]
         used = tuple(weight for weight in (*weights, *named.values()) if weight is not None)
         label = Site(self._names.of(used, kind), kind).label
         if label in self._replaced:
             h = self._replaced[label](input).clone()
             return h if isinstance(hx, Tensor) else (h, hx[1])
-        after = function(input, hx, *weights, **named)
+        states = (hx,) if isinstance(hx, Tensor) else hx
+        before = [self._unchanged(state) for state in states]
+        after = function(input, before[0] if isinstance(hx, Tensor) else before, *weights, **named)
         h = after if isinstance(after, Tensor) else after[0]
         rows = input.unsqueeze(0), h.unsqueeze(0)
         self._see(label, kind, Clock(1, len(input)), rows, used)
-        return after
+        if label not in self._passed:
+            return after
+        changed = self._passed[label](h)
+        self._own[changed] = h
+        return changed if isinstance(after, Tensor) else (changed, after[1])
+
+    def _unchanged(self, state: Tensor) -> Tensor:
+        """Look up what a state was before it was passed on."""
+        own: Tensor | None = self._own.get(state)  # type: ignore[no-untyped-call]
+        return state if own is None else own
 
     def _see(
         self,

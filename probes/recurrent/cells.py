@@ -9,6 +9,7 @@ projection), K gate: input, forget, candidate, output (LSTM), reset, update, can
 (RNN), in the order of torch; G rows of all gates (K * H).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,15 @@ class Weights(NamedTuple):
     """Shape (G,)."""
     w_hr: Tensor | None = None
     """Projection of an LSTM, shape (P, H)."""
+
+    @classmethod
+    def of(cls, flat: Sequence[Tensor], direction: int, directions: int) -> "Weights":
+        """Pick those of one direction out of the flat list that torch hands to a layer."""
+        count = len(flat) // directions
+        own = list(flat[direction * count : (direction + 1) * count])
+        w_hr = own.pop() if len(own) % 2 else None
+        b_ih, b_hh = own[2:] or (None, None)
+        return cls(own[0], own[1], b_ih, b_hh, w_hr)
 
 
 class Gates(NamedTuple):
@@ -136,13 +146,20 @@ def gru_gates(x_TBI: Tensor, before_TBH: Tensor, weights: Weights) -> Gates:
 
 
 def rnn_gates(
-    x_TBI: Tensor, before_TBH: Tensor, hidden_TBH: Tensor, weights: Weights, *, relu: bool
+    x_TBI: Tensor,
+    before_TBH: Tensor,
+    hidden_TBH: Tensor,
+    weights: Weights,
+    *,
+    relu: bool,
+    parts: int = 1,
 ) -> Gates:
     """Slopes of an Elman network with tanh or ReLU, from its hidden state (T, B, H) alone.
 
-    Nothing has to be replayed for them; some timesteps are, as a check.
+    Nothing has to be replayed for them; some timesteps are, as a check: fewer of each of several
+    parts of a sequence.
     """
-    every = -(-len(hidden_TBH) // REPLAYED)
+    every = -(-len(hidden_TBH) * parts // REPLAYED)
     replayed_TBH = _rows(x_TBI[::every], weights.w_ih, weights.b_ih)
     replayed_TBH += _rows(before_TBH[::every], weights.w_hh, weights.b_hh)
     replayed_TBH = replayed_TBH.relu_() if relu else replayed_TBH.tanh_()

@@ -7,7 +7,7 @@ pass with chunks of one timestep, each further power of two costs about half a b
 Shapes: as in :mod:`probes.recurrent.cells`; M chunk, W timestep of a chunk.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -74,18 +74,58 @@ class Chunks:
     """First timestep of every chunk."""
     entering: _Entering = field(init=False)
 
-    def cut(self, hidden_TBP: Tensor, cell_TBH: Tensor | None, *, needs_x: bool) -> Change:
-        """Detach the state after every timestep.
+    @classmethod
+    def joined(cls, calls: Sequence["Chunks"]) -> "Chunks":
+        """Put calls of one timestep, one after the other and each a chunk, together."""
+        first = calls[0]
+        found = cls(
+            first.kind,
+            first.weights,
+            Past(
+                torch.cat([one.past.x for one in calls]),
+                torch.cat([one.past.before for one in calls]),
+                torch.cat([one.past.hidden for one in calls]),
+                first.past.c0,
+            ),
+            Local(*map(_along_time, zip(*(one.local for one in calls), strict=True))),  # type: ignore[arg-type]
+            first.offset,
+            first.begins,
+        )
+        found.starts = [*range(len(calls))]
+        hidden = torch.cat([one.entering.hidden for one in calls])
+        found.entering = _Entering(hidden, _along_time([one.entering.cell for one in calls]))
+        return found
+
+    def cut(
+        self, size: int, hidden_TBP: Tensor, cell_TBH: Tensor | None, *, needs_x: bool
+    ) -> Change:
+        """Detach the state between chunks of ``size``.
 
         Parameters
         ----------
+        size : int
+            Of the chunks [timestep].
         hidden_TBP, cell_TBH : Tensor
             What arrives at every state from outside the layer; overwritten.
         needs_x : bool
             Whether the gradient of the inputs is wanted.
         """
-        timesteps, samples = hidden_TBP.shape[:2]
-        # One timestep with a row for every timestep of every sample.
+        if size == 1:
+            scan, x_TBI = self._cut_everywhere(hidden_TBP, cell_TBH, needs_x=needs_x)
+        else:
+            scan, x_TBI = self._cut_apart(size, hidden_TBP, cell_TBH, needs_x=needs_x)
+        shape = (len(self.starts), *hidden_TBP.shape[1:2], -1)
+        h0, c0 = scan.adjoint.h0, scan.adjoint.c0
+        self.entering = _Entering(h0.view(shape), None if c0 is None else c0.view(shape))
+        factors = _by_sample(scan, hidden_TBP.shape[1])
+        if not self.begins and self.offset % size == 0:
+            return Change(x_TBI, factors=factors)
+        return Change(x_TBI, self.entering.hidden[0], _row(self.entering.cell), factors)
+
+    def _cut_everywhere(
+        self, hidden_TBP: Tensor, cell_TBH: Tensor | None, *, needs_x: bool
+    ) -> tuple[Scan, Tensor | None]:
+        """Scan one timestep with a row for every timestep of every sample."""
         slopes, *others = self.local
         scan = self._scanned(
             _one_row(self.past.x),
@@ -94,15 +134,19 @@ class Chunks:
             _one_row(hidden_TBP),
             None if cell_TBH is None else _one_row(cell_TBH),
         )
-        shape = (timesteps, samples, -1)
-        h0, c0 = scan.adjoint.h0, scan.adjoint.c0
-        self.entering = _Entering(h0.view(shape), None if c0 is None else c0.view(shape))
-        self.starts = [*range(timesteps)]
-        x_TBI = scan.x_gradient().view(shape) if needs_x else None
-        factors = _by_sample(scan, samples)
-        if not self.begins:
-            return Change(x_TBI, factors=factors)
-        return Change(x_TBI, self.entering.hidden[0], _row(self.entering.cell), factors)
+        self.starts = [*range(len(hidden_TBP))]
+        return scan, scan.x_gradient().view(*hidden_TBP.shape[:2], -1) if needs_x else None
+
+    def _cut_apart(
+        self, size: int, hidden_TBP: Tensor, cell_TBH: Tensor | None, *, needs_x: bool
+    ) -> tuple[Scan, Tensor | None]:
+        """Scan chunks side by side, into which nothing enters."""
+        timesteps = len(hidden_TBP)
+        self.starts = [t for t in range(timesteps) if not t or (t + self.offset) % size == 0]
+        windows = Windows.apart(self.starts, timesteps)
+        self.entering = _Entering(hidden_TBP, cell_TBH)
+        scan = self._windowed(windows, hidden_TBP, cell_TBH)
+        return scan, windows.spread(scan.x_gradient(), self.past.x) if needs_x else None
 
     def join(
         self, size: int, hidden_TBP: Tensor | None, cell_TBH: Tensor | None, *, needs_x: bool
@@ -204,6 +248,12 @@ class Chunks:
             added.append(change)
         assert added[0] is not None
         return _Entering(added[0], added[1])
+
+
+def _along_time(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Join along time; None where they are None."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
 
 
 def _one_row(values: Tensor) -> Tensor:

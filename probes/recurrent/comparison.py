@@ -39,7 +39,8 @@ class Gradients:
     """Sums over samples of the gradients for every chunk length, and sketches of those of groups.
 
     The gradients of a piece of the data begin with the shortest chunks; what each longer one adds
-    is added to them. For a piece with fewer chunk lengths than another its last one goes on.
+    is added to them, unless they begin again. For a piece with fewer chunk lengths than another its
+    last one, which is the whole, goes on.
 
     A sketch is a random projection of a weight's rows and of its columns onto few of them. It is
     linear, keeps inner products on average, each up to a fifth or so, and up to ``SKETCH`` rows and
@@ -124,6 +125,10 @@ class Gradients:
             self._sketches.append([*self._whole[1]])
         self._note(self._steps)
         self._steps += 1
+
+    def again(self) -> None:
+        """Begin again with gradients of zero, for the next chunk length."""
+        self._total, self._sketch = {}, {}
 
     def end(self) -> None:
         """End the piece."""

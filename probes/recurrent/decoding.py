@@ -219,13 +219,15 @@ def _rows(
 
 def _chosen(fit: _Moments, choose: _Moments, size: int) -> Tensor:
     """Choose the ridge of every lag that misses least on other sequences: (M,)."""
+    # All in the basis in which the fit is diagonal, so that a ridge takes one product.
     values_H, vectors_HH = torch.linalg.eigh(fit.states)
+    cross_HM, other_HM = vectors_HH.t() @ fit.cross, vectors_HH.t() @ choose.cross
+    states_HH = vectors_HH.t() @ choose.states @ vectors_HH
     misses = [torch.zeros(fit.cross.shape[1] // size, dtype=torch.float64)]
     for ridge in RIDGES:
-        every_M = torch.full((fit.cross.shape[1],), ridge, dtype=torch.float64)
-        weights_HM = _ridge(values_H, vectors_HH, fit.cross, every_M)
+        weights_HM = cross_HM / _penalized(values_H, torch.tensor([ridge]).double())
         # Up to the energy of the target, which is the same for every ridge.
-        missed_M = (weights_HM * (choose.states @ weights_HM - 2 * choose.cross)).sum(0)
+        missed_M = (weights_HM * (states_HH @ weights_HM - 2 * other_HM)).sum(0)
         misses.append(missed_M.view(-1, size).sum(1))
     grid = torch.tensor([torch.inf, *RIDGES], dtype=torch.float64)
     return grid[torch.stack(misses).argmin(0)].repeat_interleave(size)
@@ -233,29 +235,33 @@ def _chosen(fit: _Moments, choose: _Moments, size: int) -> Tensor:
 
 def _ridge(values_H: Tensor, vectors_HH: Tensor, cross_HM: Tensor, ridges_M: Tensor) -> Tensor:
     """Weights of ridge regressions that share their eigenvectors: (H, M)."""
+    return vectors_HH @ ((vectors_HH.t() @ cross_HM) / _penalized(values_H, ridges_M))
+
+
+def _penalized(values_H: Tensor, ridges_M: Tensor) -> Tensor:
+    """Variances with ridges, which are shares of the mean variance: (H, M)."""
     # A state that never moves has no variance, and no weight either.
-    floor_M = ridges_M * values_H.mean().clamp_min(SMALLEST)
-    shrunk_HM = (vectors_HH.t() @ cross_HM) / (values_H.clamp_min(0)[:, None] + floor_M)
-    return vectors_HH @ shrunk_HM
+    return values_H.clamp_min(0)[:, None] + ridges_M * values_H.mean().clamp_min(SMALLEST)
 
 
 def _tested(test: Sequences, mean: tuple[Tensor, Tensor], fitted: _Fitted, lags: int) -> Tensor:
     """Sum squares of the targets and of what is missed of them, per sequence: (5, B, K)."""
-    sums = torch.zeros(5, test.valid.shape[1], lags + 1, dtype=torch.float64)
-    size = test.inputs.shape[2]
+    samples, size = test.inputs.shape[1:]
+    sums = torch.zeros(5, samples, lags + 1, dtype=torch.float64)
 
-    def add(place: int, values_NM: Tensor, whose_N: Tensor) -> None:
+    def add(place: int, values_NM: Tensor, of_BN: Tensor) -> None:
         """Square in place: what is squared is needed no more."""
-        of_lag_NK = values_NM.square_().view(len(values_NM), -1, size).sum(2)
-        sums[place].index_add_(0, whose_N.cpu(), of_lag_NK.cpu().double())
+        of_each_BM = (of_BN @ values_NM.square_()).cpu().double()
+        sums[place] += of_each_BM.view(samples, -1, size).sum(2)
 
     for states_NH, past_NM, whose_N in _rows(test, mean, lags):
+        of_BN = (whose_N == torch.arange(samples, device=whose_N.device)[:, None]).to(past_NM)
         past_HM, new_HM = fitted.weights.to(states_NH).chunk(2, 1)
         new_NM = fitted.new(past_NM)
         present_NM = past_NM[:, :size] @ fitted.present.to(past_NM)
-        add(2, present_NM.sub_(past_NM), whose_N)
-        add(1, torch.addmm(past_NM, states_NH, past_HM, alpha=-1), whose_N)
-        add(4, torch.addmm(new_NM, states_NH, new_HM, alpha=-1), whose_N)
-        add(0, past_NM, whose_N)
-        add(3, new_NM, whose_N)
+        add(2, present_NM.sub_(past_NM), of_BN)
+        add(1, torch.addmm(past_NM, states_NH, past_HM, alpha=-1), of_BN)
+        add(4, torch.addmm(new_NM, states_NH, new_HM, alpha=-1), of_BN)
+        add(0, past_NM, of_BN)
+        add(3, new_NM, of_BN)
     return sums

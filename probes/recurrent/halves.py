@@ -15,6 +15,9 @@ from probes.recurrent.outer import Outer, Spans, inner, joined, own_inner
 FORMED = 2**23
 """Numbers that the gradients of all samples may take to be formed rather than multiplied out."""
 
+COLUMNS = 2**13
+"""Columns of them that are summed together: few enough for a cache."""
+
 
 class Terms(NamedTuple):
     """Outer products whose sums are the gradients of some weights, over one sequence they read."""
@@ -100,22 +103,25 @@ class _Products(NamedTuple):
 def _from_formed(terms: Sequence[Terms], first: Outer, second: Outer) -> _Products:
     """Form the gradients of all samples."""
     formed = first.formed(), second.formed()
-    total_PX = torch.stack([values_NX.sum(0, dtype=torch.float64) for values_NX in formed])
-    own = [first.dots(formed[a], formed[b]) for a, b in ((0, 0), (0, 1), (0, 1), (1, 1))]
+    total_PX = torch.stack([_summed(values_NX) for values_NX in formed])
+    early, both, late = (first.dots(formed[a], formed[b]) for a, b in ((0, 0), (0, 1), (1, 1)))
     cross = [
-        first.dots(values_NX, total_X.to(values_NX).expand_as(values_NX))
-        for values_NX in formed
-        for total_X in total_PX
+        first.dots(values_NX, total_X.to(values_NX)) for values_NX in formed for total_X in total_PX
     ]
     shape = first.right.shape[2], first.left.shape[2]
     sample_NIG = (formed[0] + formed[1]).view(-1, *shape)
     return _Products(
         _gram(total_PX.view(2, *shape), first.spans),
-        _square(own),
+        _square((early, both, both, late)),
         _square(cross),
         [one.by_time().against(total_PX.sum(0).view(shape)) for one in terms],
         [one.by_sample().against(sample_NIG).transpose(1, 2) for one in terms],
     )
+
+
+def _summed(values_NX: Tensor) -> Tensor:
+    """Sum over samples in float64: (X,); cut into columns, which is several times faster."""
+    return torch.cat([part.double().sum(0) for part in torch.split(values_NX, COLUMNS, 1)])
 
 
 def _from_factors(terms: Sequence[Terms], first: Outer, second: Outer) -> _Products:

@@ -135,7 +135,7 @@ def reach(layers: Sequence[Linearized], rows: Tensor, spectral: Collection[int] 
     .. [1] Pascanu et al., On the difficulty of training recurrent neural networks (2013), for the
        product of Jacobians.
     """
-    states = [_zero(layer, rows) for layer in layers]
+    states = [zero_state(layer, rows) for layer in layers]
     states[-1] = State(rows, states[-1].cell)
     earlier = list(states)
     log_B = rows.new_zeros(len(rows), dtype=torch.float64)
@@ -246,8 +246,8 @@ def _linearized_gru(weights: Weights, gates_KBQH: Tensor, before_KBH: Tensor) ->
     return Linearized("gru", weights, torch.stack(slopes, 2), z.contiguous(), through_KBH)
 
 
-def _zero(layer: Linearized, rows: Tensor) -> State:
-    """Rows of a layer that nothing has reached yet."""
+def zero_state(layer: Linearized, rows: Tensor) -> State:
+    """Give the rows of a layer that nothing has reached yet."""
     units, hidden = layer.slopes.shape[-1], layer.weights.w_hh.shape[1]
     cell = rows.new_zeros(*rows.shape[:2], units) if layer.kind == "lstm" else None
     return State(rows.new_zeros(*rows.shape[:2], hidden), cell)

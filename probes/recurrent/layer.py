@@ -1,28 +1,29 @@
 """One layer of a recurrent module as an operation that measures its own backward pass.
 
 Shapes: T timestep, B sample, D direction, I input feature, P hidden state, H unit, E output
-feature (D * P). Data without suffix may be packed.
+feature (D * P), V scalar that is differentiated. Data without suffix may be packed.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from probes.recurrent.bptt import Factor, Local, Past, Scan, backpropagate, replay
-from probes.recurrent.cells import Gates, Weights
+from probes.recurrent.bptt import Adjoint, Factor, Local, Past, Scan, backpropagate
+from probes.recurrent.cells import Weights
 from probes.recurrent.chunks import Change, Chunks
 from probes.recurrent.clock import Clock
-from probes.recurrent.record import Measured, Recordings, Trajectory
+from probes.recurrent.deposit import Norms, factors, norms, trajectory
+from probes.recurrent.outside import Arriving, Several, outside, past_of
+from probes.recurrent.record import Measured
+from probes.recurrent.recordings import Recordings
+from probes.recurrent.replay import MANY, Replayed, blocks, replayed
 
 Fused = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 """``fused(x, (h0, c0) or (h0,))``: output and final states of one layer, by torch."""
-
-FLOAT32_SAFE = 1e-15
-"""Norms above this, and below its inverse, are exact in float32 up to rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,22 +52,7 @@ class Plan:
 
     def weights(self, flat: Sequence[Tensor], direction: int) -> Weights:
         """Pick the weights of one direction out of the flat list of the layer."""
-        count = len(flat) // len(self.keys)
-        own = list(flat[direction * count : (direction + 1) * count])
-        w_hr = own.pop() if len(own) % 2 else None
-        b_ih, b_hh = own[2:] or (None, None)
-        return Weights(own[0], own[1], b_ih, b_hh, w_hr)
-
-
-class _Arriving(NamedTuple):
-    """Gradients that reach a layer from outside."""
-
-    y: Tensor | None
-    """Of its output."""
-    h: Tensor | None
-    """Of its final hidden states, shape (D, B, P)."""
-    c: Tensor | None = None
-    """Of its final cell states, shape (D, B, H)."""
+        return Weights.of(flat, direction, len(self.keys))
 
 
 class RecurrentLayer(torch.autograd.Function):
@@ -106,23 +92,39 @@ class RecurrentLayer(torch.autograd.Function):
         _, _, needs_x, _, _, *needs_weights = ctx.needs_input_grad
         inside = _Inside(plan, x, y, h0_DBP, c0_DBH, flat, needs_x, any(needs_weights))
         # The last one belongs to the pulse, and is always zero.
-        outside = _Arriving(*arriving[:-1])
-        through = _chunked if plan.recordings.chunking is not None else _whole
-        changes = [through(inside, direction, outside) for direction in range(len(plan.keys))]
-        dx_TBI: Tensor | None = None
-        for direction, change in enumerate(changes):
-            if change.x is not None:
-                part_TBI = plan.clock.turned(change.x, direction == 1)
-                dx_TBI = part_TBI if dx_TBI is None else dx_TBI.add_(part_TBI)
-        weights = [factor.summed() for change in changes for factor in change.factors]
-        return (
-            None,
-            None,
-            None if dx_TBI is None else plan.clock.packed(dx_TBI),
-            _stacked([change.h0 for change in changes], h0_DBP),
-            None if c0_DBH is None else _stacked([change.c0 for change in changes], c0_DBH),
-            *(weights if any(needs_weights) else (None,) * len(flat)),
-        )
+        found = _Through.apply(inside, *arriving[:-1])  # type: ignore[no-untyped-call]
+        dx, dh0_DBP, dc0_DBH, *weights = found
+        return None, None, dx, dh0_DBP, dc0_DBH, *(weights or (None,) * len(flat))
+
+
+class _Through(torch.autograd.Function):
+    """The backward pass of a layer, which takes several scalars at once under ``vmap``."""
+
+    @staticmethod
+    def forward(inside: "_Inside", *arriving: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Propagate the gradient of one scalar back through each direction."""
+        return _passed(inside, Arriving.of(arriving))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep nothing: it is differentiated once."""
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], inside: "_Inside", *arriving: Tensor | None
+    ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+        """Propagate those of several."""
+        count = info.batch_size
+        first = [
+            values
+            if values is None
+            else values.expand(count, *values.shape)
+            if dim is None
+            else values.movedim(dim, 0)
+            for values, dim in zip(arriving, in_dims[1:], strict=True)
+        ]
+        found = _passed(inside, Arriving.of(first, count))
+        return found, tuple(None if values is None else 0 for values in found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,17 +141,48 @@ class _Inside:
     needs_weights: bool
 
 
-def _whole(inside: _Inside, direction: int, arriving: _Arriving) -> Change:
+def _passed(inside: _Inside, arriving: Arriving) -> tuple[Tensor | None, ...]:
+    """Gradients of the inputs, the states before, and the weights; scalars, if several, first."""
+    plan = inside.plan
+    through = _chunked if plan.recordings.chunking is not None else _whole
+    changes = [through(inside, direction, arriving) for direction in range(len(plan.keys))]
+    if arriving.scalars:
+        each = [_inputs(plan.clock, changes, scalar) for scalar in range(arriving.scalars)]
+        dx = torch.stack([one for one in each if one is not None]) if inside.needs_x else None
+    else:
+        dx = _inputs(plan.clock, changes)
+    return (
+        dx,
+        _stacked([change.h0 for change in changes], inside.h0),
+        None if inside.c0 is None else _stacked([change.c0 for change in changes], inside.c0),
+        *(factor.summed() for change in changes for factor in change.factors),
+    )
+
+
+def _inputs(clock: Clock, changes: Sequence[Change], scalar: int | None = None) -> Tensor | None:
+    """Gradient of the inputs by way of every direction; None where there is none."""
+    dx_TBI: Tensor | None = None
+    for direction, change in enumerate(changes):
+        if change.x is not None:
+            own_TBI = change.x if scalar is None else change.x[:, scalar]
+            part_TBI = clock.turned(own_TBI, direction == 1)
+            dx_TBI = part_TBI if dx_TBI is None else dx_TBI.add_(part_TBI)
+    return None if dx_TBI is None else clock.packed(dx_TBI)
+
+
+def _whole(inside: _Inside, direction: int, arriving: Arriving) -> Change:
     """Scan one direction over all timesteps, and leave the measurement."""
     plan = inside.plan
-    past = _past(plan.clock, direction, inside.x, inside.y, inside.h0, inside.c0)
+    past = past_of(plan.clock, direction, inside.x, inside.y, inside.h0, inside.c0)
     weights = plan.weights(inside.flat, direction)
-    gates = replay(plan.kind, weights, past)
-    local = Local.of(plan.kind, gates, weights)
-    outside = _outside(plan.clock, direction, past.hidden, past.c0, arriving)
-    adjoint = backpropagate(plan.kind, weights, local, *outside)
-    scan = Scan(plan.kind, weights, past.x, past.before, local, adjoint)
-    _leave(plan, direction, past, gates, scan)
+    everything = plan.recordings.keep == "all"
+    found = replayed(plan.kind, weights, past, plan.clock, everything=everything)
+    if arriving.scalars:
+        return _several(inside, direction, arriving, past, found)
+    arrived = outside(plan.clock, direction, past.hidden, past.c0, arriving)
+    adjoint = backpropagate(plan.kind, weights, found.local, *arrived)
+    scan = Scan(plan.kind, weights, past.x, past.before, found.local, adjoint)
+    _leave(plan, direction, past, found, [Norms.of(adjoint)], scan)
     return Change(
         scan.x_gradient() if inside.needs_x else None,
         adjoint.h0,
@@ -158,25 +191,57 @@ def _whole(inside: _Inside, direction: int, arriving: _Arriving) -> Change:
     )
 
 
-def _chunked(inside: _Inside, direction: int, arriving: _Arriving) -> Change:
+def _several(
+    inside: _Inside, direction: int, arriving: Arriving, past: Past, found: Replayed
+) -> Change:
+    """Scan for several scalars at once, block after block, so that little of it is kept."""
+    plan = inside.plan
+    assert plan.recordings.keep == "norms"
+    assert not inside.needs_weights
+    weights = plan.weights(inside.flat, direction)
+    several = Several.of(plan.clock, direction, past, arriving)
+    x_TVBI = None
+    if inside.needs_x:
+        timesteps, samples, features = past.x.shape
+        x_TVBI = past.x.new_empty(timesteps, arriving.scalars, samples, features)
+    parts: list[Norms] = []
+    adjoint: Adjoint | None = None
+    for span in blocks(past.before, arriving.scalars * len(weights.w_hh), MANY)[::-1]:
+        local = Local(*(v if v is None else v[span].unsqueeze(1) for v in found.local))  # type: ignore[arg-type]
+        hidden, cell = several.block(span)
+        if adjoint is not None:
+            hidden[-1] += adjoint.h0
+            if cell is not None and adjoint.c0 is not None:
+                cell[-1] += adjoint.c0
+        adjoint = backpropagate(plan.kind, weights, local, hidden, cell)
+        parts.append(Norms.of(adjoint))
+        if x_TVBI is not None:
+            scan = Scan(plan.kind, weights, past.x[span], past.before[span], local, adjoint)
+            x_TVBI[span] = scan.x_gradient()
+    assert adjoint is not None
+    _leave(plan, direction, past, found, Norms.joined(parts[::-1]).apart())
+    return Change(x_TVBI, adjoint.h0, adjoint.c0)
+
+
+def _chunked(inside: _Inside, direction: int, arriving: Arriving) -> Change:
     """Scan one direction in chunks, and hand over what that adds to the weights' gradients."""
     plan, chunking = inside.plan, inside.plan.recordings.chunking
     assert chunking is not None
     key, clock = plan.keys[direction], plan.clock
-    if chunking.size == 1:
-        past = _past(clock, direction, inside.x, inside.y, inside.h0, inside.c0)
+    if key not in chunking.chunks:
+        past = past_of(clock, direction, inside.x, inside.y, inside.h0, inside.c0)
         weights = plan.weights(inside.flat, direction)
-        local = Local.of(plan.kind, replay(plan.kind, weights, past), weights)
+        local = replayed(plan.kind, weights, past, clock).local
         grid = chunking.offsets[key], chunking.begins[key]
         chunks = chunking.chunks[key] = Chunks(plan.kind, weights, past, local, *grid)
-        outside = _outside(clock, direction, past.hidden, past.c0, arriving)
-        change = chunks.cut(*outside, needs_x=inside.needs_x)
+        arrived = outside(clock, direction, past.hidden, past.c0, arriving)
+        change = chunks.cut(chunking.size, *arrived, needs_x=inside.needs_x)
     else:
         chunks = chunking.chunks[key]
         hidden_TBP = cell_TBH = None
-        if any(gradient is not None for gradient in arriving):
+        if any(gradient is not None for gradient in (arriving.y, arriving.h, arriving.c)):
             past = chunks.past
-            hidden_TBP, cell_TBH = _outside(clock, direction, past.hidden, past.c0, arriving)
+            hidden_TBP, cell_TBH = outside(clock, direction, past.hidden, past.c0, arriving)
         if arriving.c is None:
             cell_TBH = None
         change = chunks.join(chunking.size, hidden_TBP, cell_TBH, needs_x=inside.needs_x)
@@ -196,119 +261,35 @@ def _stacked(gradients: Sequence[Tensor | None], like_DBH: Tensor) -> Tensor:
     if all(gradient is None for gradient in gradients):
         return torch.zeros_like(like_DBH)
     zeros = torch.zeros_like(like_DBH[0])
-    return torch.stack([zeros if gradient is None else gradient for gradient in gradients])
+    return torch.stack([zeros if gradient is None else gradient for gradient in gradients], -3)
 
 
-def _past(
-    clock: Clock, direction: int, x: Tensor, y: Tensor, h0_DBP: Tensor, c0_DBH: Tensor | None
-) -> Past:
-    """Put what one direction saw into the order in which it reads."""
-    units = h0_DBP.shape[-1]
-    own_TBP = clock.padded(y)[..., direction * units : (direction + 1) * units]
-    hidden_TBP = clock.turned(own_TBP, direction == 1)
-    return Past(
-        clock.turned(clock.padded(x), direction == 1),
-        torch.cat([h0_DBP[direction].unsqueeze(0), hidden_TBP[:-1]]),
-        hidden_TBP,
-        None if c0_DBH is None else c0_DBH[direction],
-    )
-
-
-def _outside(
-    clock: Clock, direction: int, like_TBP: Tensor, c0_BH: Tensor | None, arriving: _Arriving
-) -> tuple[Tensor, Tensor | None]:
-    """Gradient that arrives at every hidden and cell state from outside, in memory of its own."""
-    last_B = clock.lengths().to(like_TBP.device) - 1
-    rows_B = torch.arange(clock.samples, device=last_B.device)
-    hidden_TBP = torch.zeros_like(like_TBP, memory_format=torch.contiguous_format)
-    if arriving.y is not None:
-        units = hidden_TBP.shape[-1]
-        own_TBP = clock.padded(arriving.y)[..., direction * units : (direction + 1) * units]
-        hidden_TBP.copy_(clock.turned(own_TBP, direction == 1))
-    if arriving.h is not None:
-        hidden_TBP[last_B, rows_B] += arriving.h[direction]
-    if c0_BH is None:
-        return hidden_TBP, None
-    cell_TBH = c0_BH.new_zeros(clock.timesteps, *c0_BH.shape)
-    if arriving.c is not None:
-        cell_TBH[last_B, rows_B] += arriving.c[direction]
-    return hidden_TBP, cell_TBH
-
-
-def _leave(plan: Plan, direction: int, past: Past, gates: Gates, scan: Scan) -> None:
+def _leave(
+    plan: Plan,
+    direction: int,
+    past: Past,
+    found: Replayed,
+    sizes: Sequence[Norms],
+    scan: Scan | None = None,
+) -> None:
     """Deposit the measurement of one direction, in the order of the data and of the samples."""
 
     def ordered(values: Tensor) -> Tensor:
         # Detached: a recording that held the graph would be held by it in turn, for ever.
         return plan.clock.by_sample(plan.clock.turned(values, direction == 1), 1).detach()
 
-    adjoint, keep = scan.adjoint, plan.recordings.keep
-    measured = Measured(
-        ordered(norms(adjoint.hidden)).cpu(),
-        None if adjoint.cell is None else ordered(norms(adjoint.cell)).cpu(),
-        ordered(norms(adjoint.recurrent_side)).cpu(),
-        ordered(norms(past.hidden)).cpu(),
-        _residual(plan.clock, gates, past.hidden),
-        _trajectory(past, gates, scan, ordered) if keep == "all" else None,
-        _factors(scan, ordered) if keep == "factors" else (),
-    )
+    keep = plan.recordings.keep
+    state_TB = ordered(norms(past.hidden)).cpu()
+    measured = [
+        Measured(
+            ordered(own.hidden).cpu(),
+            None if own.cell is None else ordered(own.cell).cpu(),
+            ordered(own.gate).cpu(),
+            state_TB,
+            found.residual,
+            trajectory(past, found, scan, ordered) if scan is not None and keep == "all" else None,
+            factors(scan, ordered) if scan is not None and keep == "factors" else (),
+        )
+        for own in sizes
+    ]
     plan.recordings.deposit(plan.keys[direction], measured)
-
-
-def _factors(scan: Scan, ordered: Callable[[Tensor], Tensor]) -> tuple[Factor, ...]:
-    """Put the factors of one direction in order; tensors that several share are put once."""
-    seen: dict[int, Tensor] = {}
-
-    def once(values: Tensor) -> Tensor:
-        return seen.setdefault(id(values), ordered(values))
-
-    return tuple(
-        Factor(weight, once(left), None if right is None else once(right))
-        for weight, left, right in scan.factors()
-    )
-
-
-def norms(values_TBH: Tensor) -> Tensor:
-    """L2 norm over the last axis, in float64, of values of any magnitude.
-
-    The squares of small float32 values underflow long before these do, and a vanishing gradient
-    must not be measured as zero: where that is near, the norm is taken in float64.
-    """
-    norms_TB: Tensor = torch.linalg.vector_norm(values_TBH, dim=-1).double()
-    if values_TBH.dtype != torch.float64:
-        unsafe_TB = ~((norms_TB > FLOAT32_SAFE) & (norms_TB < 1 / FLOAT32_SAFE))
-        if unsafe_TB.any():
-            norms_TB[unsafe_TB] = torch.linalg.vector_norm(values_TBH[unsafe_TB].double(), dim=-1)
-    return norms_TB
-
-
-def _residual(clock: Clock, gates: Gates, hidden_TBP: Tensor) -> Tensor:
-    """Largest error of the replay as a share of the largest hidden state: a scalar."""
-    error_TBP = (gates.replayed - hidden_TBP[:: gates.every]).abs_()
-    valid_TB1 = clock.valid(hidden_TBP)
-    if valid_TB1 is not None:
-        error_TBP *= valid_TB1[:: gates.every]
-    largest = hidden_TBP.abs().amax()
-    residual = error_TBP.amax() / largest.clamp_min(torch.finfo(largest.dtype).tiny)
-    return residual.cpu().double()
-
-
-def _trajectory(
-    past: Past, gates: Gates, scan: Scan, ordered: Callable[[Tensor], Tensor]
-) -> Trajectory:
-    """Collect every tensor of one direction."""
-    adjoint = scan.adjoint
-    values = {
-        "x": past.x,
-        "before": past.before,
-        "hidden": past.hidden,
-        "gates": gates.activations,
-        "hidden_gradient": adjoint.hidden,
-        "input_side_gradient": scan.input_side,
-        "recurrent_side_gradient": adjoint.recurrent_side,
-    }
-    if past.c0 is not None and gates.cell is not None and adjoint.cell is not None:
-        values["cell_before"] = torch.cat([past.c0.unsqueeze(0), gates.cell[:-1]])
-        values["cell"] = gates.cell
-        values["cell_gradient"] = adjoint.cell
-    return Trajectory(**{name: ordered(value) for name, value in values.items()})

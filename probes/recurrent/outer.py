@@ -51,15 +51,18 @@ class Outer(NamedTuple):
 
         One matrix (I, G) for all sums, or one for each (S, I, G).
         """
-        if total.dim() == 2:
-            rows = self.left.flatten(0, 1) @ total.to(self.left).t()
-        else:
-            rows = torch.bmm(self.left, total.to(self.left).transpose(1, 2)).flatten(0, 1)
-        found = dots(rows, self.right.flatten(0, 1), self.spans)
-        return found.view(len(found), *self.left.shape[:2])
+        found, start = [], 0
+        total = total.to(self.left).mT
+        for piece in self.at_a_time(self.left.shape[1] * self.right.shape[2]):
+            stop = start + len(piece.left)
+            own = total if total.dim() == 2 else total[start:stop]
+            rows = torch.matmul(piece.left, own).flatten(0, 1)
+            found.append(dots(rows, piece.right.flatten(0, 1), self.spans))
+            start = stop
+        return torch.cat(found, 1).view(len(self.spans), *self.left.shape[:2])
 
     def dots(self, left: Tensor, right: Tensor) -> Tensor:
-        """Inner products of sums that are formed, row by row and weight by weight: (W, S)."""
+        """Inner products of sums that are formed, as by :func:`dots`: (W, S)."""
         rows = self.left.shape[2]
         return dots(left, right, tuple((rows * a, rows * b) for a, b in self.spans))
 
@@ -130,20 +133,31 @@ def _own_formed(whole: Outer) -> Tensor:
     return whole.against(whole.formed().view(-1, whole.right.shape[2], whole.left.shape[2]))
 
 
-def dots(left_SX: Tensor, right_SX: Tensor, spans: Spans) -> Tensor:
-    """Inner products row by row, over some columns at a time: (W, S), in float64."""
-    return torch.stack([_dot(left_SX[:, a:b], right_SX[:, a:b]) for a, b in spans])
+def dots(left_SX: Tensor, right: Tensor, spans: Spans) -> Tensor:
+    """Inner products row by row, over some columns at a time: (W, S), in float64.
+
+    With rows (S, X), or with one row (X,) for all.
+    """
+    return torch.stack([_dot(left_SX[:, a:b], right[..., a:b]) for a, b in spans])
 
 
-def _dot(left_SX: Tensor, right_SX: Tensor) -> Tensor:
+def _dot(left_SX: Tensor, right: Tensor) -> Tensor:
     """Inner products row by row: (S,); those of small float32 numbers do not vanish."""
-    found_S: Tensor = torch.linalg.vecdot(left_SX, right_SX).double()
+    found_S = _product(left_SX, right).double()
     if left_SX.dtype != torch.float64:
         size_S = found_S.abs()
         unsafe_S = ~((size_S > FLOAT32_SAFE) & (size_S < 1 / FLOAT32_SAFE))
         if unsafe_S.any():
-            rows = left_SX[unsafe_S].double(), right_SX[unsafe_S].double()
-            found_S[unsafe_S] = torch.linalg.vecdot(*rows)
+            others = right if right.dim() == 1 else right[unsafe_S]
+            found_S[unsafe_S] = _product(left_SX[unsafe_S].double(), others.double())
+    return found_S
+
+
+def _product(left_SX: Tensor, right: Tensor) -> Tensor:
+    """Inner products row by row: (S,); a matrix product where the other row is always the same."""
+    if right.dim() == 1:
+        return left_SX @ right
+    found_S: Tensor = torch.linalg.vecdot(left_SX, right)
     return found_S
 
 

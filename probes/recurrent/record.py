@@ -4,15 +4,13 @@ Shapes: as in :mod:`probes.recurrent.cells`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from probes.errors import AnalyzerError
 from probes.recurrent.bptt import Factor
-from probes.recurrent.chunks import Chunks, Receive
 
 Keep = Literal["norms", "factors", "all"]
 """How much of a backward pass is kept: norms over units, the factors of the weights' gradients as
@@ -129,114 +127,7 @@ class StateGradients(NamedTuple):
     """Norms over units, in float64 on the CPU."""
 
 
-@dataclass(eq=False)
-class Chunking:
-    """Backward passes in chunks that double, while they run.
-
-    Parameters
-    ----------
-    receive : callable
-        Handed what each pass adds to the gradients of the weights.
-    offsets : sequence of int
-        Of every call and direction: where its first timestep is in the grid of chunks.
-    begins : sequence of bool
-        Of every call and direction: whether no timestep comes before.
-    """
-
-    receive: Receive
-    offsets: Sequence[int]
-    begins: Sequence[bool]
-    size: int = 1
-    chunks: dict[int, Chunks] = field(default_factory=dict)
-
-
-class Recordings:
-    """The recurrent layers that ran, and what each backward pass through them leaves.
-
-    Parameters
-    ----------
-    keep : "norms", "factors" or "all"
-        How much to keep of a backward pass.
-
-    Attributes
-    ----------
-    anchor : Tensor
-        A leaf that every recorded layer depends on with derivative zero: differentiating with
-        respect to it runs through all of them and forms no other gradient.
-    pulses : dict
-        For every call of a layer a scalar that depends on the layer alone, with derivative zero:
-        a backward pass from these runs through the recurrent layers and what is between them.
-        Empty unless they are asked for, as they keep the graph alive: clear it after use.
-    chunking : Chunking or None
-        Set while backward passes are cut into chunks.
-    """
-
-    def __init__(self, keep: Keep = "norms") -> None:
-        self.keep = keep
-        self.anchor = torch.zeros((), requires_grad=True)
-        self.segments: list[Segment] = []
-        self.pulses: dict[int, Tensor] | None = None
-        self.chunking: Chunking | None = None
-        self._measured: dict[int, Measured] = {}
-
-    def enter(self, segment: Segment) -> int:
-        """Register a layer that ran; return the key to deposit its measurement under."""
-        self.segments.append(segment)
-        return len(self.segments) - 1
-
-    @property
-    def longest(self) -> int:
-        """Timesteps of the longest sequence."""
-        totals: dict[Site, int] = {}
-        for segment in self.segments:
-            totals[segment.site] = totals.get(segment.site, 0) + segment.timesteps
-        return max(totals.values())
-
-    def deposit(self, key: int, measured: Measured) -> None:
-        """Keep what the backward pass running now measured."""
-        self._measured[key] = measured
-
-    def gradients(self, loss: Tensor) -> tuple[StateGradients, ...]:
-        """Differentiate ``loss`` with respect to every recorded state.
-
-        May be called several times, with different losses of the same forward pass. Call it after
-        the block of :func:`probes.recurrent.split.recorded` rather than inside, where it is slower.
-
-        Parameters
-        ----------
-        loss : Tensor
-            Summed if it has several elements. The samples of a batch do not interact in a model
-            in eval mode, so the sum of per-sample losses gives per-sample gradients.
-
-        Raises
-        ------
-        AnalyzerError
-            The loss does not depend on any recurrent layer through differentiable operations.
-        """
-        self._measured.clear()
-        if loss.requires_grad:
-            torch.autograd.grad(loss.sum(), [self.anchor], retain_graph=True, allow_unused=True)
-        if not self._measured:
-            names = ", ".join(dict.fromkeys(segment.site.label for segment in self.segments))
-            raise AnalyzerError(
-                f"the loss does not depend on the states of {names}: the model detaches them, or "
-                "its output or the loss does not use them"
-            )
-        return self.take()
-
-    def take(self) -> tuple[StateGradients, ...]:
-        """Hand over what the last backward pass left, in the order in which the layers ran."""
-        measured, self._measured = self._measured, {}
-        keys: dict[Site, list[int]] = {}
-        for key, segment in enumerate(self.segments):
-            keys.setdefault(segment.site, []).append(key)
-        return tuple(
-            _joined([self.segments[key] for key in group], [measured.get(key) for key in group])
-            for group in keys.values()
-        )
-
-
-def _joined(segments: list[Segment], measured: list[Measured | None]) -> StateGradients:
+def joined(segments: list[Segment], measured: list[Measured | None]) -> StateGradients:
     """Put the calls that make up one sequence one after the other."""
     first = segments[0]
     reached = any(part is not None for part in measured)

@@ -61,9 +61,12 @@ def refuse(where: str, tensors: list[Tensor]) -> None:
             f"{where} runs with gradients off (torch.no_grad or torch.inference_mode in the "
             "model): take that out of the forward method"
         )
-    narrow = {str(t.dtype) for t in tensors} - {"torch.float32", "torch.float64"}
     if torch.is_autocast_enabled(tensors[0].device.type):
-        narrow.add("autocast")
+        raise AnalyzerError(
+            f"{where} runs under torch.autocast, in lower precision than its weights: turn that "
+            "off in the forward method (enabled=False)"
+        )
+    narrow = {str(t.dtype) for t in tensors} - {"torch.float32", "torch.float64"}
     if narrow:
         raise AnalyzerError(
             f"{where} computes in {', '.join(sorted(narrow))}: convert the model to float32"

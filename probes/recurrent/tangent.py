@@ -24,7 +24,7 @@ class Local(NamedTuple):
     """What the state is multiplied by on its direct way: forget gate (LSTM), update gate (GRU);
     shape (B, H)."""
     through: Tensor | None
-    """LSTM: d m_t / d c_t, shape (B, H)."""
+    """LSTM: d m_t / d c_t. GRU: slope of the candidate on the input side. Shape (B, H)."""
 
 
 def locals_of(replay: Replay, kind: str) -> list[Local]:
@@ -43,7 +43,13 @@ def locals_of(replay: Replay, kind: str) -> list[Local]:
     return [Local(*parts) for parts in zip(replay.slopes.unbind(0), carried, through, strict=True)]
 
 
-def advance(kind: str, weights: Weights, at: Local, tangent_BVS: Tensor) -> Tensor:
+def advance(
+    kind: str,
+    weights: Weights,
+    at: Local,
+    tangent_BVS: Tensor,
+    entering_BVI: Tensor | None = None,
+) -> Tensor:
     """Apply the derivative of the state map of one timestep to directions.
 
     Parameters
@@ -56,6 +62,8 @@ def advance(kind: str, weights: Weights, at: Local, tangent_BVS: Tensor) -> Tens
         Local derivatives at this timestep.
     tangent_BVS : Tensor, shape (B, V, S)
         Changes of the state before it: of the hidden state, then of the cell state of an LSTM.
+    entering_BVI : Tensor, shape (B, V, I), optional
+        Changes of the input; none if not given.
 
     Returns
     -------
@@ -63,31 +71,46 @@ def advance(kind: str, weights: Weights, at: Local, tangent_BVS: Tensor) -> Tens
         Changes of the state after it.
     """
     if kind == "lstm":
-        return _advance_lstm(weights, at, tangent_BVS)
-    change_BVKH = _inside(weights, at, tangent_BVS)
+        return _advance_lstm(weights, at, tangent_BVS, entering_BVI)
+    change_BVKH = _gated(tangent_BVS, weights.w_hh, at.slopes)
+    if entering_BVI is not None:
+        change_BVKH = change_BVKH + _gated(entering_BVI, weights.w_ih, _input_slopes(kind, at))
     if kind == "gru":
         assert at.carried is not None
         return torch.addcmul(change_BVKH.sum(2), at.carried.unsqueeze(1), tangent_BVS)
     return change_BVKH.squeeze(2)
 
 
-def _advance_lstm(weights: Weights, at: Local, tangent_BVS: Tensor) -> Tensor:
+def _advance_lstm(
+    weights: Weights, at: Local, tangent_BVS: Tensor, entering_BVI: Tensor | None
+) -> Tensor:
     """Apply the derivative of an LSTM step, whose cell state does not go through the weights."""
     assert at.carried is not None
     assert at.through is not None
     units = weights.w_hh.shape[1]
     hidden_BVP, cell_BVH = tangent_BVS[..., :units], tangent_BVS[..., units:]
-    i, f, g, o = _inside(weights, at, hidden_BVP).unbind(2)
+    change_BVKH = _gated(hidden_BVP, weights.w_hh, at.slopes)
+    if entering_BVI is not None:
+        change_BVKH = change_BVKH + _gated(entering_BVI, weights.w_ih, at.slopes)
+    i, f, g, o = change_BVKH.unbind(2)
     cell_BVH = torch.addcmul(i + f + g, at.carried.unsqueeze(1), cell_BVH)
     m_BVH = torch.addcmul(o, at.through.unsqueeze(1), cell_BVH)
     hidden_BVP = m_BVH if weights.w_hr is None else m_BVH @ weights.w_hr.t()
     return torch.cat([hidden_BVP, cell_BVH], -1)
 
 
-def _inside(weights: Weights, at: Local, hidden_BVP: Tensor) -> Tensor:
+def _input_slopes(kind: str, at: Local) -> Tensor:
+    """Slopes on the input side, which in a GRU are not those of the recurrent one: (B, K, H)."""
+    if kind != "gru":
+        return at.slopes
+    assert at.through is not None
+    return torch.cat([at.slopes[:, :2], at.through.unsqueeze(1)], 1)
+
+
+def _gated(values_BVI: Tensor, weight_GI: Tensor, slopes_BKH: Tensor) -> Tensor:
     """Change of the state by way of every gate: (B, V, K, H)."""
-    gates_BVG = hidden_BVP @ weights.w_hh.t()
-    return gates_BVG.view(*hidden_BVP.shape[:2], *at.slopes.shape[1:]) * at.slopes.unsqueeze(1)
+    gates_BVG = values_BVI @ weight_GI.t()
+    return gates_BVG.view(*values_BVI.shape[:2], *slopes_BKH.shape[1:]) * slopes_BKH.unsqueeze(1)
 
 
 class Spectrum(NamedTuple):

@@ -1,4 +1,4 @@
-"""Gradients of truncated backpropagation through time, for every power of two at once."""
+"""Gradients of truncated backpropagation through time: for powers of two, or for one K."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,14 +7,20 @@ from torch import Tensor
 
 from probes.errors import AnalyzerError
 from probes.recurrent.bptt import Factor
-from probes.recurrent.record import Chunking, Recordings, Site
+from probes.recurrent.loops import plain_loops
+from probes.recurrent.record import Site
+from probes.recurrent.recordings import Chunking, Recordings
 
 Add = Callable[[Site, tuple[Factor, ...]], None]
 """``add(site, factors)``: what goes on top of the gradients of one layer and direction."""
 
 
 def truncated(
-    recordings: Recordings, loss: Tensor, add: Add, *, from_end: bool = False
+    recordings: Recordings,
+    loss: Tensor,
+    add: Add,
+    *,
+    from_end: bool = False,
 ) -> Iterator[int]:
     """Differentiate with the recurrent states detached every 1, 2, 4, ... timesteps.
 
@@ -22,7 +28,7 @@ def truncated(
     direction is cut in the order in which it reads. What one module hands to another, such as an
     encoder's last state to a decoder, is not cut. Each step costs about half a backward pass
     through the recurrent layers, the first a whole one; of bidirectional layers below another, and
-    of cells called in a loop, every one.
+    of cells called in a loop that is not plain (:mod:`probes.recurrent.loops`), every one.
 
     Parameters
     ----------
@@ -45,36 +51,69 @@ def truncated(
     AnalyzerError
         The loss does not depend on any recurrent layer through differentiable operations.
     """
-    segments, pulses = recordings.segments, recordings.pulses
+    pulses = recordings.pulses
     assert pulses is not None
     longest = recordings.longest
-    whole = 1 << (longest - 1).bit_length()
-    offsets, begins = _grid(recordings, whole if from_end else 0)
-    chunking = Chunking(lambda key, factors: add(segments[key].site, factors), offsets, begins)
+    chunking = _chunking(recordings, add, 1 << (longest - 1).bit_length() if from_end else 0)
     recordings.chunking = chunking
     try:
-        if loss.requires_grad:
-            torch.autograd.grad(
-                loss.sum(), [recordings.anchor], retain_graph=True, allow_unused=True
-            )
-        roots = [pulse for key, pulse in pulses.items() if key in chunking.chunks]
-        if not roots:
-            names = ", ".join(dict.fromkeys(segment.site.label for segment in segments))
-            raise AnalyzerError(f"the loss does not depend on the states of {names}")
+        _first_pass(recordings, loss, chunking)
+        loops = [loop for loop in plain_loops(recordings) if loop.take_over(chunking)]
+        together = {key for loop in loops for key in loop.keys}
+        roots = [pulses[key] for key in pulses if key in chunking.chunks and key not in together]
         yield chunking.size
         while chunking.size < longest:
             chunking.size *= 2
-            torch.autograd.grad(roots, [recordings.anchor], retain_graph=True, allow_unused=True)
+            if roots:
+                torch.autograd.grad(
+                    roots, [recordings.anchor], retain_graph=True, allow_unused=True
+                )
+            for loop in loops:
+                loop.join(chunking, recordings.anchor)
             yield chunking.size
     finally:
         recordings.chunking = None
         pulses.clear()
+        recordings.given.clear()
+
+
+def truncated_at(
+    recordings: Recordings, loss: Tensor, add: Add, size: int, *, from_end: bool = False
+) -> None:
+    """Differentiate with the recurrent states detached every ``size`` timesteps, of any number.
+
+    A backward pass of its own, before or instead of those of :func:`truncated`, whose parameters
+    and errors these are. What is added is the whole gradient with these chunks.
+    """
+    chunking = _chunking(recordings, add, -(-recordings.longest // size) * size if from_end else 0)
+    chunking.size = size
+    recordings.chunking = chunking
+    try:
+        _first_pass(recordings, loss, chunking)
+    finally:
+        recordings.chunking = None
+
+
+def _chunking(recordings: Recordings, add: Add, whole: int) -> Chunking:
+    """Lay the grid of chunks; counted from the end if there is a ``whole`` that all end on."""
+    segments = recordings.segments
+    offsets, begins = _grid(recordings, whole)
+    return Chunking(lambda key, factors: add(segments[key].site, factors), offsets, begins)
+
+
+def _first_pass(recordings: Recordings, loss: Tensor, chunking: Chunking) -> None:
+    """Differentiate the loss, which must reach some recurrent layer."""
+    if loss.requires_grad:
+        torch.autograd.grad(loss.sum(), [recordings.anchor], retain_graph=True, allow_unused=True)
+    if not chunking.chunks:
+        names = ", ".join(dict.fromkeys(segment.site.label for segment in recordings.segments))
+        raise AnalyzerError(f"the loss does not depend on the states of {names}")
 
 
 def _grid(recordings: Recordings, whole: int) -> tuple[list[int], list[bool]]:
     """Where every call begins in the grid of chunks, and whether it begins its sequence.
 
-    With ``whole``, a power of two that no sequence exceeds, all sequences end on the grid.
+    With ``whole``, whole chunks that no sequence exceeds, all sequences end on the grid.
     """
     totals: dict[Site, int] = {}
     starts = []

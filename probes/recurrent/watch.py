@@ -18,13 +18,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from probes.base import Batch, Subject, call
 from probes.errors import AnalyzerError
+from probes.recurrent.cells import Weights
 from probes.recurrent.clock import Clock
-from probes.recurrent.layer import Fused, Plan
+from probes.recurrent.interception import Interception, LayerCall
 from probes.recurrent.naming import recurrent_modules
 from probes.recurrent.reading import Reading
-from probes.recurrent.record import Recordings, Site
+from probes.recurrent.record import Site
+from probes.recurrent.recordings import Recordings
 from probes.recurrent.refusals import calls_of, refuse_scripted, refuse_unseen
-from probes.recurrent.split import _Interception
+from probes.recurrent.split import Recorder
 from probes.samples.layout import Layout
 
 
@@ -120,19 +122,23 @@ def _cut(batch: Batch, axis: int, total: int, width: int) -> Batch:
     return Batch(tree_map(cut, batch.inputs), lengths=lengths)
 
 
-class _LayerCall(NamedTuple):
+class _Seen(NamedTuple):
     """One layer during one call of its module, as torch computed it."""
 
-    plan: Plan
-    sites: list[Site]
+    sites: Sequence[Site]
+    clock: Clock
     x: Tensor
     states: tuple[Tensor, ...]
     y: Tensor
     flat: list[Tensor]
 
+    def weights(self, direction: int) -> Weights:
+        """Pick the weights of one direction."""
+        return Weights.of(self.flat, direction, len(self.sites))
+
 
 @contextmanager
-def observed(model: nn.Module) -> Iterator[list[_LayerCall]]:
+def observed(model: nn.Module) -> Iterator[list[_Seen]]:
     """Collect every call of a recurrent layer inside the block, in order; see :func:`read`.
 
     Raises
@@ -143,44 +149,36 @@ def observed(model: nn.Module) -> Iterator[list[_LayerCall]]:
         A recurrent layer runs where it cannot be read.
     """
     refuse_scripted(model)
-    watch, modules = _Watch(model), recurrent_modules(model)
-    with calls_of(modules) as called, watch:
-        yield watch.calls
-    if not watch.calls:
+    watch, modules = _Watch(), recurrent_modules(model)
+    with calls_of(modules) as called, Interception(model, watch):
+        yield watch.seen
+    if not watch.seen:
         refuse_unseen(modules, called)
 
 
-class _Watch(_Interception):
+class _Watch:
     """Keep what goes into every layer and comes out of it."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, Recordings(), weights=False)
-        self.calls: list[_LayerCall] = []
+    def __init__(self) -> None:
+        # Computed as the engine does, so that states are told apart from tensors without a past.
+        self._recorder = Recorder(Recordings())
+        self.seen: list[_Seen] = []
 
-    def _layer(
-        self,
-        fused: Fused,
-        sites: list[Site],
-        clock: Clock,
-        x: Tensor,
-        states: tuple[Tensor, ...],
-        weights: Sequence[Tensor],
-    ) -> tuple[Tensor, ...]:
+    def __call__(self, call: LayerCall) -> tuple[Tensor, ...]:
         """Compute one layer as the engine does."""
         # Copies: the model may change its inputs and states in place afterwards. What goes from
         # layer to layer it never sees.
-        read = x.detach().clone() if sites[0].layer == 0 else x.detach()
-        before = tuple(state.detach().clone() for state in states)
-        outputs = super()._layer(fused, sites, clock, x, states, weights)
-        plan = Plan(sites[0].kind, fused, clock, self._recordings, tuple(range(len(sites))))
-        flat = [weight.detach() for weight in weights]
-        self.calls.append(_LayerCall(plan, sites, read, before, outputs[0].detach(), flat))
+        read = call.x.detach().clone() if call.sites[0].layer == 0 else call.x.detach()
+        before = tuple(state.detach().clone() for state in call.states)
+        outputs = self._recorder(call)
+        flat = [weight.detach() for weight in call.weights]
+        self.seen.append(_Seen(call.sites, call.clock, read, before, outputs[0].detach(), flat))
         return outputs
 
 
-def _joined(calls: list[_LayerCall], layout: Layout) -> Iterator[Reading]:
+def _joined(calls: list[_Seen], layout: Layout) -> Iterator[Reading]:
     """Put the calls that make up a sequence one after the other, layer by layer."""
-    groups: dict[Site, list[_LayerCall]] = {}
+    groups: dict[Site, list[_Seen]] = {}
     for one in calls:
         for site in one.sites:
             groups.setdefault(site, []).append(one)
@@ -188,7 +186,7 @@ def _joined(calls: list[_LayerCall], layout: Layout) -> Iterator[Reading]:
         direction = int(site.reverse)
         entries = groups[replace(site, layer=0)]
         parts = [
-            _part(site, one, _ordered(entry, direction)(entry.plan.clock.padded(entry.x)), layout)
+            _part(site, one, _ordered(entry, direction)(entry.clock.padded(entry.x)), layout)
             for one, entry in zip(group, entries, strict=True)
         ]
         yield parts[0] if len(parts) == 1 else _chained(parts)
@@ -208,22 +206,22 @@ def _chained(parts: list[Reading]) -> Reading:
     )
 
 
-def _ordered(one: _LayerCall, direction: int) -> Callable[[Tensor], Tensor]:
+def _ordered(one: _Seen, direction: int) -> Callable[[Tensor], Tensor]:
     """From the order of a call to that of reading, with the samples as in the batch."""
-    clock = one.plan.clock
+    clock = one.clock
     return lambda values: clock.by_sample(clock.turned(values, direction == 1), 1)
 
 
-def _part(site: Site, one: _LayerCall, entering: Tensor, layout: Layout) -> Reading:
+def _part(site: Site, one: _Seen, entering: Tensor, layout: Layout) -> Reading:
     """Read one direction of one call."""
-    direction, clock = int(site.reverse), one.plan.clock
+    direction, clock = int(site.reverse), one.clock
     ordered = _ordered(one, direction)
     first, *cells = (clock.by_sample(state[direction], 0) for state in one.states)
     units = first.shape[-1]
     hidden = ordered(clock.padded(one.y)[..., direction * units : (direction + 1) * units])
     return Reading(
         site,
-        one.plan.weights(one.flat, direction),
+        one.weights(direction),
         ordered(clock.padded(one.x)),
         torch.cat([first.unsqueeze(0), hidden[:-1]]),
         hidden,

@@ -30,6 +30,11 @@ class Windows:
     places: list[int]
     later: list[int]
 
+    @classmethod
+    def apart(cls, starts: list[int], timesteps: int) -> "Windows":
+        """Take the chunks that begin at ``starts``, with nothing that enters them."""
+        return cls([*range(len(starts))], starts, [*starts[1:], timesteps], [], [], [])
+
     def index(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Timesteps (W, M) of the windows side by side, and which of them are inside."""
         start_M, stop_M = (torch.tensor(v, device=device) for v in (self.start, self.stop))

@@ -10,7 +10,8 @@ from torch import nn
 
 from probes.recurrent.bptt import Factor
 from probes.recurrent.naming import recurrent_modules
-from probes.recurrent.record import Recordings, Site, StateGradients
+from probes.recurrent.record import Site, StateGradients
+from probes.recurrent.recordings import Recordings
 from probes.recurrent.split import recorded
 from probes.weight_gradient.contribution import Contribution, Formed
 from probes.weight_gradient.ledger import Ledger

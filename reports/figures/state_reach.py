@@ -69,7 +69,10 @@ def by_state(ax: Axes, trace: xr.Dataset, found: Mapping[str, Decay]) -> None:
         zorder=4,
     )
     lags, largest = spectral(trace, longest)
-    ax.plot(lags, largest, ls="", marker=".", ms=3.2, color=INK, zorder=3)
+    bound = lower_bound(trace, longest)[lags.astype(int)]
+    ax.plot(lags[~bound], largest[~bound], ls="", marker=".", ms=3.2, color=INK, zorder=3)
+    if bound.any():
+        ax.plot(lags[bound], largest[bound], ls="", marker="^", ms=3.2, mfc="none", mec=INK)
     place = {"transform": ax.transAxes, "ha": "right", "va": "top"}
     note(ax, 0.985, 0.97, _label(law), fontweight=700, **place)
 
@@ -92,6 +95,30 @@ def spectral(trace: xr.Dataset, stack: str) -> tuple[Values, Values]:
         values = rms(logs) + mean_log(largest - logs)
     at = np.flatnonzero(np.isfinite(values))
     return trace["lag"].to_numpy()[at].astype(np.float64), values[at]
+
+
+def lower_bound(trace: xr.Dataset, stack: str) -> np.ndarray:
+    """Tell at which lags the iteration ended before the largest singular value was found."""
+    if "spectral_missing" not in trace:
+        return np.zeros(trace.sizes["lag"], bool)
+    missing = trace["spectral_missing"].sel(stack=stack).max("sample").to_numpy()
+    return np.asarray(missing > trace.attrs["spectral_tolerance"])
+
+
+def _how_spectral(trace: xr.Dataset, stack: str) -> str:
+    """Say on which samples, how and how well the largest singular value was found."""
+    if not stack or "spectral_missing" not in trace:
+        return "by its share in the samples where all rows were followed"
+    missing = trace["spectral_missing"].sel(stack=stack)
+    samples = count(int(missing.notnull().any("lag").sum()), "sample")
+    if not float(missing.max()):
+        return f"by its share in the {samples} where all rows were followed"
+    text = f"by its share in {samples}, by iteration where not all rows were followed"
+    bound = lower_bound(trace, stack)
+    if not bound.any():
+        return text
+    share = 100 * (10 ** float(missing.max()) - 1)
+    return f"{text} (triangles: lower bounds, which lack about {number(share, 2)} % or less)"
 
 
 def _label(law: Decay) -> str:
@@ -206,7 +233,7 @@ def _plate(trace: xr.Dataset, found: Mapping[str, Decay]) -> Plate:
         "the hidden and cell states of all layers of its stack, b: the input of the stack, each "
         "that many steps before. Line: root mean square over samples; bands: 25 to 75 % and 5 to "
         "95 % of them; thin: mean logarithm; dashed: the law that fits it best; dots: the largest "
-        f"singular value alone, by its share in the samples where all rows were followed.{which}",
+        f"singular value alone, {_how_spectral(trace, longest)}.{which}",
         alt=_alt(trace, longest),
         todo=_TODO if longest else "",
     )

@@ -27,6 +27,12 @@ def lengths(trace: xr.Dataset) -> np.ndarray:
     return trace["chunk_length"].to_numpy().astype(np.float64)
 
 
+def trained_with(trace: xr.Dataset) -> int:
+    """Return the chunk length of training, where it is known and cuts something; else 0."""
+    used = int(number_of(trace, "trained_with")) if "trained_with" in trace.attrs else 0
+    return used if used < number_of(trace, "sequence_length") else 0
+
+
 def enough(trace: xr.Dataset) -> Estimate:
     """Find the shortest chunks that keep the direction of the gradient."""
     return sufficient(trace, cosine(trace), _LIMIT)
@@ -38,7 +44,9 @@ def curve(ax: Axes, trace: xr.Dataset, found: Curve, by_layer: str) -> None:
     values = array(trace, by_layer, "layer", "chunk_length")
     ax.set_xscale("log", base=2)
     ax.set_xlim(x[0] * 0.93, x[-1] * 1.08)
-    ticks = x if x.size <= _TICKS else x[::2]
+    # The chunk length of training, which may be none of them, is between the powers of two.
+    powers = x[np.log2(x) % 1 == 0]
+    ticks = powers if powers.size <= _TICKS else powers[::2]
     ax.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -94,6 +102,11 @@ def _mark(ax: Axes, trace: xr.Dataset) -> None:
         ax.axvline(found, color=TEAL, lw=0.9, ls=(0, (4, 1.5)))
         bottom = {"transform": ax.get_xaxis_transform(), "va": "bottom", "ha": "right"}
         note(ax, found * 0.95, 0.03, f"enough: {number(found)}", color=TEAL, **bottom)
+    used = trained_with(trace)
+    if used:
+        ax.axvline(used, color=MUTED, lw=0.9, ls=(0, (1, 1.5)))
+        above = {"transform": ax.get_xaxis_transform(), "va": "bottom", "ha": "right"}
+        note(ax, used * 0.95, 0.12, f"trained with: {number(used)}", color=MUTED, **above)
 
 
 def section(trace: xr.Dataset, findings: Sequence[Finding]) -> Section:
@@ -156,12 +169,21 @@ def _plate(trace: xr.Dataset) -> Plate:
         body="Gradient of the recurrent weights with the state detached every so many timesteps, "
         "against the gradient without. a: cosine of the two. b: norm of their difference, in "
         "percent of the norm of the whole. Blue: all recurrent weights, with a 95 % jackknife "
-        f"interval over groups of samples; thin lines: layers{which}.",
+        f"interval over groups of samples; thin lines: layers{which}.{_used(trace, kept)}",
         alt=f"Two line charts over the timesteps between detachments on a logarithmic axis, "
         f"length {number(length)} marked: {points}.",
         todo="If training truncates more than that, lengthen its chunks, or accept that longer "
         "dependencies are carried by the state but not trained.",
     )
+
+
+def _used(trace: xr.Dataset, kept: Curve) -> str:
+    """Say what the chunks of training keep."""
+    used = trained_with(trace)
+    if not used:
+        return ""
+    value = float(kept.value[np.flatnonzero(lengths(trace) == used)[0]])
+    return f" Dotted: the {number(used)} timesteps of training, cosine {number(value)}."
 
 
 def _table(trace: xr.Dataset) -> Table:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from analyzer import record as records
+
 NETWORK = """
 from torch import nn
 
@@ -252,3 +254,15 @@ def test_traces_are_exported_as_tables(folder, audited, tmp_path):
 def test_schemas_are_printed(folder):
     for name in ("findings", "spec"):
         assert json.loads(run(folder, "schema", name).stdout)["title"].endswith("memory-analyzer")
+
+
+def test_copies_are_a_flag_of_every_command_that_measures(folder):
+    for command in ("audit", "measure", "batch"):
+        assert "--null-seeds" in run(folder, command, "--help").stdout
+    flags = [*SUBJECT, "--probe", "width", "--null-seeds", "1", "--out", "seeded", "--quiet"]
+    assert run(folder, "measure", "best.ckpt", *flags).returncode == 0
+    trace = records.traces(records.load(folder / "seeded" / "traces.nc"))["width"]
+    assert records.settings(trace)["null_seeds"] == 1
+    assert (
+        "--null-seeds" in run(folder, "measure", "best.ckpt", *flags, "--null-seeds", "-1").stderr
+    )

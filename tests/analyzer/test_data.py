@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from analyzer.data import data_sha256, file_batches
+from analyzer.data import data_hashes, data_sha256, file_batches
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError
 
@@ -107,6 +107,15 @@ def test_pickled_arrays_are_not_executed(tmp_path):
 def test_the_hash_sees_values_types_and_shapes():
     x = torch.tensor(INPUTS)
     variants = [[x], [x + 1], [x.double()], [x.reshape(3, 5, 2)], [Batch(x, torch.ones(5))]]
-    hashes = [data_sha256(Subject(nn.Identity(), variant)) for variant in variants]
+    hashes = [data_sha256(variant) for variant in variants]
     assert len(set(hashes)) == len(hashes)
-    assert hashes[0] == data_sha256(Subject(nn.Identity(), [x.clone()]))
+    assert hashes[0] == data_sha256([x.clone()])
+
+
+def test_both_sides_have_hashes_of_their_own():
+    x, y = torch.tensor(INPUTS), torch.tensor(INPUTS) + 1
+    alone = {"data_sha256": data_sha256([x])}
+    assert data_hashes(Subject(nn.Identity(), [x])) == alone
+    for side in ("held_out", "trained_on"):
+        both = data_hashes(Subject(nn.Identity(), [x], **{side: [y]}))
+        assert both == alone | {f"{side}_sha256": data_sha256([y])}

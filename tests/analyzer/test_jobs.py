@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analyzer import record as records
 from analyzer.findings import Severity
 from analyzer.index import save_index
 from analyzer.jobs import RECEIPT, Status, collect, finished, key, perform
@@ -106,6 +107,18 @@ def test_a_failed_job_says_why_and_keeps_no_older_result(home):
     assert outcome.reason.endswith("empty: the copy or download did not finish")
     assert [path.name for path in job.options.out.iterdir()] == [RECEIPT]
     assert finished(job) is None
+
+
+def test_jobs_measure_as_many_copies_as_asked_and_are_others_for_it(home):
+    def copies(**more):
+        (job,) = jobs(home, "runs/a/net02.pt", probe=["width"], **more)
+        assert perform(job).status is Status.DONE
+        trace = records.traces(records.load(job.options.out / "traces.nc"))["width"]
+        return records.settings(trace)["null_seeds"], key(job)
+
+    (default, first), (asked, second) = copies(), copies(null_seeds=1)
+    assert (default, asked) == (2, 1)
+    assert first != second
 
 
 def test_what_a_killed_run_left_half_is_swept(home):

@@ -141,3 +141,22 @@ def test_limits_from_flags_and_tables():
         {"limits": {"gradient_flow": {"warn_decades": 1}}}, ["gradient_flow.fail_decades=9"]
     )
     assert (limits.gradient_flow.warn_decades, limits.gradient_flow.fail_decades) == (1, 9)
+
+
+def test_copies_come_from_the_file_or_the_flag(spec):
+    assert Options.of({"spec": spec}).null_seeds is None
+    spec.write_text(TOML.replace("[probes]", "[probes]\nnull_seeds = 5"))
+    assert Options.of({"spec": spec}).null_seeds == 5
+    assert Options.of({"spec": spec}).settings == {"memory_horizon": {"points": 12}}
+    assert Options.of({"spec": spec, "null_seeds": 0}).null_seeds == 0
+
+
+@pytest.mark.parametrize("value", ["-1", "2.5", "true", "'3'"])
+def test_copies_are_a_whole_number(spec, value):
+    spec.write_text(TOML.replace("[probes]", f"[probes]\nnull_seeds = {value}"))
+    with pytest.raises(AnalyzerError) as raised:
+        Options.of({"spec": spec})
+    shown = {"true": "True"}.get(value, value)
+    assert str(raised.value) == (
+        f"null_seeds in [probes] is a whole number from 0 on: it is {shown}"
+    )

@@ -3,7 +3,7 @@
 import re
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import pytest
@@ -14,6 +14,7 @@ from torch import nn
 import probes
 from analyzer import pipeline
 from analyzer import record as records
+from analyzer.data import data_sha256
 from analyzer.findings import Severity
 from analyzer.pipeline import measure
 from analyzer.rules import judge
@@ -65,7 +66,7 @@ def refusal(asked: Subject, **options) -> str:
         (
             "bug",
             "error",
-            f"ZeroDivisionError: division by zero (in {__name__}.Raises.__call__, line 32)",
+            f"ZeroDivisionError: division by zero (in {__name__}.Raises.__call__, line 33)",
             "probe-error",
             Severity.ERROR,
         ),
@@ -189,3 +190,31 @@ def test_nan_weights_fail_and_name_the_layer():
 
 def test_the_version_is_a_string():
     assert pipeline.tool_version()
+
+
+def test_copies_are_asked_of_every_probe_that_has_them_and_of_no_other():
+    seeded = [
+        name
+        for name in probes.PROBES
+        if "null_seeds" in {entry.name for entry in fields(probes.probe_class(name))}
+    ]
+    assert set(seeded) >= {"effective_field", "width"}
+    many = subject(batches=[torch.randn(60, 3)])
+    record = measure(many, [*seeded, "gradient_flow"], null_seeds=1)
+    traces = records.traces(record)
+    assert {name: records.settings(traces[name])["null_seeds"] for name in seeded} == (
+        dict.fromkeys(seeded, 1)
+    )
+    assert traces["width"].sizes["copy"] == 1
+    assert "null_seeds" not in records.settings(traces["gradient_flow"])
+    own = measure(subject(), ["width"], {"width": {"null_seeds": 3}}, null_seeds=1)
+    assert records.settings(records.traces(own)["width"])["null_seeds"] == 3
+    assert refusal(subject(), probes=["width"], null_seeds=-1) == "width.null_seeds is negative"
+
+
+def test_the_record_says_which_data_were_held_out():
+    held = [(torch.ones(3, 3), torch.tensor([0, 1, 0]))]
+    record = measure(subject(held_out=held), ["gradient_flow"])
+    assert record.attrs["held_out_sha256"] == data_sha256(held)
+    assert record.attrs["data_sha256"] != record.attrs["held_out_sha256"]
+    assert "trained_on_sha256" not in record.attrs

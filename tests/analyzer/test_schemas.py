@@ -62,6 +62,7 @@ def test_a_printed_request_fits_its_schema_and_reads_as_the_same(tmp_path):
         "limit": ["memory_horizon.required=20"],
         "fail_on": "warn",
         "junit": True,
+        "null_seeds": 4,
         "out": Path("there"),
     }
     first = Options.of(flags)
@@ -80,6 +81,7 @@ def test_unknown_keys_of_a_request_do_not_fit():
         {"probes": {"gradient_flow": {"no": 1}}},
         {"limits": {"memory_horizon": {"required": "long"}}},
         {"output": {"fail_on": "sometimes"}},
+        {"probes": {"null_seeds": -1}},
     ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(tables, schemas.spec())

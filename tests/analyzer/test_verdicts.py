@@ -45,3 +45,16 @@ def test_without_a_limit_nothing_is_a_pass():
 def test_lists_are_cut():
     assert listed(["a", "b"], most=2) == "a, b"
     assert listed(["a", "b", "c", "d"], most=2) == "a, b and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(2.0, Severity.PASS), (3.0, Severity.WARN), (3.1, Severity.FAIL)]
+)
+def test_a_limit_itself_is_kept(value, expected):
+    assert at_most(Estimate(value, value, value), warn=2.0, fail=3.0) is expected
+    kept = at_least(Estimate(-value, -value, -value), warn=-2.0)
+    assert (kept is Severity.PASS) is (expected is Severity.PASS)
+
+
+def test_a_value_that_is_undefined_is_judged_by_no_interval():
+    assert at_most(Estimate(nan, 1.0, 1.0), warn=2.0) is Severity.INCONCLUSIVE

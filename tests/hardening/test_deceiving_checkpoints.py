@@ -120,7 +120,9 @@ DECEIVING: dict[str, tuple[Code, str]] = {
         call("builtins.bytearray", number(GIGABYTES)), "a bytearray by its size",
     ),
     "memory by encoding": (doubled(30), "an encoding that is not of bytes"),
-    "memory by copies": (repeated(2000), "it copies the same entries over and over"),
+    "memory by copies": (
+        repeated(10_000), "its objects would take more than 1073741824 bytes of memory",
+    ),
     "nested views": (
         call("torch._utils._rebuild_nested_tensor", weights()),
         "it calls torch._utils._rebuild_nested_tensor",

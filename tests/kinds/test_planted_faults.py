@@ -7,15 +7,8 @@ from analyzer.findings import Finding, Severity
 from analyzer.limits import Limits
 from analyzer.pipeline import measure
 from analyzer.rules import judge
-from benchmarks.planted import (
-    FAULTS,
-    HEALTHY,
-    Planted,
-    audited,
-    beats,
-    on_beats,
-    perceptron,
-)
+from benchmarks.planted import FAULTS, HEALTHY, Planted
+from benchmarks.tasks import audited, beats, on_beats, perceptron
 
 ALARM = (Severity.WARN, Severity.FAIL)
 

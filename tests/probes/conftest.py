@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 def settings() -> list[Any]:
     backends = torch.backends
-    owners = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+    # Before torch 2.9 some of these are not there.
+    owners = [
+        getattr(backend, kind, None)
+        for backend in (backends.cuda, backends.cudnn, backends.mkldnn)
+        for kind in ("matmul", "conv", "rnn")
+    ]
     return [
         backends.cudnn.enabled,
         backends.cudnn.benchmark,

@@ -160,7 +160,157 @@ def test_everything_that_a_recurrent_layer_returns_counts(
 ) -> None:
     # As many samples as timesteps: sizes alone do not tell which is which.
     trace = measured(Recurrent(kind, batch_first), [double(6, 6, 2)], time_axis=1)
-    whole(trace, ["rnn", "head"])
+    found = shares(trace)
+    assert list(found) == ["rnn.l0", "rnn.l1", "head"]
+    for name in ("rnn.l0", "head"):
+        assert found[name] == pytest.approx(np.ones(6), abs=1e-3)
+    # A final state of the lower layer goes around the upper one.
+    assert abs(found["rnn.l1"] - 1).max() > 0.05
+
+
+class Stacked(nn.Module):
+    """Recurrent layers in one module, or with the same weights in a module each."""
+
+    def __init__(self, kind: type[nn.RNNBase], joined: bool, packing: bool, layers: int) -> None:
+        super().__init__()
+        self.rnn = kind(2, 3, layers, batch_first=True, bidirectional=True)  # type: ignore[call-arg]
+        self.each = nn.ModuleList(
+            kind(6 if layer else 2, 3, batch_first=True, bidirectional=True)  # type: ignore[call-arg]
+            for layer in range(layers)
+        )
+        self.head = nn.Linear(6, 3)
+        self.joined, self.packing = joined, packing
+
+    def alike(self) -> None:
+        """Copy the weights of the one module."""
+        for layer, own in enumerate(self.each):
+            for name, weight in own.named_parameters():
+                weight.data.copy_(getattr(self.rnn, name.replace("l0", f"l{layer}")))
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.tensor([4, 7, 5])
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        y, lasts = packed if self.packing else x, []
+        for module in [self.rnn] if self.joined else self.each:
+            y, last = module(y)
+            lasts.append(last[0] if isinstance(last, tuple) else last)
+        hidden = torch.cat(lasts)
+        padded = pad_packed_sequence(y, batch_first=True)[0] if self.packing else y
+        # All outputs of the last layer, and the final states of the lowest.
+        logits: Tensor = self.head(padded.sum(1) + hidden[:2].transpose(0, 1).flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_layers_of_one_module_are_as_layers_in_modules_of_their_own(
+    kind: type[nn.RNNBase], packing: bool
+) -> None:
+    model, x = Stacked(kind, True, packing, 3), double(3, 7, 2)
+    model.alike()
+    ours = measured(model, [x], settings={"steps": 10}, time_axis=1)
+    model.joined = False
+    apart = measured(model, [x], settings={"steps": 10}, time_axis=1)
+    rows = ["rnn.l0", "rnn.l1", "rnn.l2", "head"]
+    others = ["each.0", "each.1", "each.2", "head"]
+    for name in ("conductance", "coarse", "carriers"):
+        found = ours[name].sel(layer=rows).to_numpy()
+        expected = apart[name].sel(layer=others).to_numpy()
+        assert found == pytest.approx(expected, rel=1e-9), name
+    assert ours["channels"].sel(layer=rows).to_numpy().tolist()[1:] == [6, 6, 3]
+    assert ours["kind"].sel(layer=rows[0]).item() == kind.__name__
+    found = shares(ours)
+    assert abs(found["rnn.l1"] - 1).max() > 0.01
+    assert abs(found["rnn.l1"] - found["rnn.l2"]).max() < 0.02
+
+
+def test_stacked_layers_flow_as_captum_says_of_modules_of_their_own() -> None:
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(2, 3, 2, batch_first=True)
+            self.lower = nn.GRU(2, 3, batch_first=True)
+            self.upper = nn.GRU(3, 3, batch_first=True)
+            self.after_lower = nn.Identity()
+            self.after_upper = nn.Identity()
+            self.skip = nn.Linear(2, 3)
+            self.head = nn.Linear(3, 3)
+            self.unrolled = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.unrolled:
+                y = self.after_upper(self.upper(self.after_lower(self.lower(x)[0]))[0])
+            else:
+                y = self.rnn(x)[0]
+            logits: Tensor = self.head((y + self.skip(x)).mean(1))
+            return logits
+
+    model, x = Chain().double().eval(), double(3, 6, 2)
+    for own, layer in ((model.lower, 0), (model.upper, 1)):
+        for name, weight in own.named_parameters():
+            weight.data.copy_(getattr(model.rnn, name.replace("l0", f"l{layer}")))
+    trace = measured(model, [x], settings={"steps": 100}, time_axis=1)
+    model.unrolled = True
+    choice, start = model(x).argmax(1), x.mean((0, 1)).expand_as(x).contiguous()
+
+    def score(at: Tensor) -> Tensor:
+        logits = model(at)
+        odds = logits.softmax(1).gather(1, choice.repeat(len(at) // 3)[:, None])[:, 0]
+        return (odds / (1 - odds)).log()
+
+    scale = 5e-3 * float(abs(trace["difference"]).max())
+    for label, module in (("rnn.l0", model.after_lower), ("rnn.l1", model.after_upper)):
+        conductance = CaptumConductance(score, module)
+        found = conductance.attribute(x, start, n_steps=800, method="riemann_left")
+        expected = found.flatten(1).sum(1).detach().numpy()
+        assert trace["conductance"].sel(layer=label).to_numpy() == pytest.approx(
+            expected, abs=scale
+        )
+    found_shares = shares(trace)
+    # What goes through the lower layer goes through the upper one, and neither is all.
+    assert found_shares["rnn.l0"] == pytest.approx(found_shares["rnn.l1"], abs=1e-3)
+    assert abs(found_shares["rnn.l0"] - 1).min() > 0.01
+
+
+def test_a_stacked_module_that_is_called_twice_or_is_the_whole_model() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(3, 3, 2, batch_first=True)
+            self.head = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.rnn(self.rnn(x)[0])[0][:, -1])
+            return logits
+
+    trace = measured(Twice(), [double(4, 5, 3)], time_axis=1)
+    whole(trace, ["rnn.l0", "rnn.l1", "rnn#2.l0", "rnn#2.l1", "head"])
+    often = measured(Twice(), [double(4, 5, 3)], settings={"max_calls": 1}, time_axis=1)
+    assert often["layer"].to_numpy().tolist() == ["head", "rnn"]
+    assert often["reason"].to_numpy().tolist()[1] == (
+        "called 2 times in one pass, more than max_calls"
+    )
+    alone = measured(nn.GRU(3, 3, 2, batch_first=True), [double(4, 5, 3)], None, output=0)
+    whole(alone, ["l0", "l1"])
+
+
+def test_a_stacked_module_whose_layers_are_out_of_sight_is_one_layer() -> None:
+    class Own(nn.GRU):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            y = torch.tanh(x @ self.weight_ih_l0[:3].T + x.cumsum(1) @ self.weight_ih_l1[:3].T)
+            return y, y[:, -1]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = Own(3, 3, 2, batch_first=True)
+            self.head = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.rnn(x)[0].mean(1))
+            return logits
+
+    whole(measured(Net(), [double(4, 5, 3)], time_axis=1), ["rnn", "head"])
 
 
 def test_packed_outputs_count_by_sample() -> None:

@@ -76,6 +76,12 @@ def test_large_layers_are_estimated_and_some_samples_measured_exactly():
     assert np.isfinite(found["spectral_reach"]).any("lag").to_numpy()[:, 0].tolist() == (
         [True] * 3 + [False] * 21
     )
+    fewer = StateReach(seeds=1)(Subject(model, [x[:1], x[1:]]))
+    spectral = fewer["spectral_reach"].to_numpy()[:, 0]
+    assert np.isfinite(spectral).any(1).tolist() == [True] * 2 + [False] * 22
+    assert spectral[:2] == pytest.approx(
+        exact["spectral_reach"].to_numpy()[:2, 0], abs=0.01, nan_ok=True
+    )
     squares = 100 ** error[3:]
     assert squares.mean(0) == pytest.approx(np.ones((2, 30)), abs=0.5)
     assert squares.mean() == pytest.approx(1, abs=0.1)

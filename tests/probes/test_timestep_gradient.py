@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError, NotApplicable
-from probes.recurrent.record import Recordings
+from probes.recurrent.recordings import Recordings
 from probes.timestep_gradient import TimestepGradient
 
 INPUTS, UNITS, CLASSES = 3, 4, 5
@@ -138,19 +138,24 @@ def test_labels_and_units():
 
 
 def counted(monkeypatch):
-    """Count the backward passes."""
-    passes = []
-    gradients = Recordings.gradients
+    """Count the losses that are differentiated."""
+    losses = []
+    gradients, each = Recordings.gradients, Recordings.each
 
     def counting(self, loss):
-        passes.append(loss)
+        losses.append(loss)
         return gradients(self, loss)
 
+    def counting_each(self, several):
+        losses.extend(several)
+        return each(self, several)
+
     monkeypatch.setattr(Recordings, "gradients", counting)
-    return passes
+    monkeypatch.setattr(Recordings, "each", counting_each)
+    return losses
 
 
-def test_one_output_per_sequence_needs_one_backward_pass(monkeypatch):
+def test_one_output_per_sequence_needs_one_loss(monkeypatch):
     passes = counted(monkeypatch)
     batch = (inputs(3, 6), classes(3))
     trace = TimestepGradient()(Subject(Net(every_step=False), [batch], "cross_entropy"))

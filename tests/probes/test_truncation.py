@@ -124,7 +124,30 @@ def test_detaching_at_every_step_of_a_trainer(kind):
         "not_called": "",
         "without_gradient": "",
         "not_per_sample": "",
+        "one_pass_each": "",
     }
+
+
+@pytest.mark.parametrize("used", [3, 6, 7])
+def test_the_chunk_length_of_training_is_measured_too(used):
+    model = Net("LSTM", num_layers=2)
+    batches = [(inputs(3, 7), classes(3, 7)), (inputs(2, 11), classes(2, 11))]
+    trace = Truncation(trained_with=used)(Subject(model, batches, "cross_entropy"))
+    assert trace["chunk_length"].values.tolist() == sorted([1, 2, 4, 8, 16, used])
+    assert trace.attrs["trained_with"] == used
+    compare(trace, model, batches, lambda size, longest: [*range(0, longest, size)])
+
+
+@pytest.mark.parametrize("used", [1, 4, 11, 13, 100])
+def test_a_chunk_length_that_is_measured_anyway_or_cuts_nothing_changes_nothing(used):
+    model, data = Net("GRU"), (inputs(3, 11), classes(3, 11))
+    subject = Subject(model, [data], "cross_entropy")
+    trace, plain = Truncation(trained_with=used)(subject), Truncation()(subject)
+    assert trace["chunk_length"].values.tolist() == [1, 2, 4, 8, 16]
+    assert trace["cosine_all"].values == pytest.approx(plain["cosine_all"].values, abs=1e-12)
+    with pytest.raises(AnalyzerError) as caught:
+        Truncation(trained_with=-1)(subject)
+    assert str(caught.value) == ("truncation needs trained_with >= 0, or 0 if unknown: it is -1")
 
 
 def test_batches_of_other_lengths_in_either_order():
@@ -281,6 +304,25 @@ def test_a_layer_that_reads_two_sequences_is_one_layer():
         found = trace.sel(chunk_length=size)
         assert float(found["cosine"][0]) == pytest.approx(expected[0], abs=1e-12)
         assert float(found["error"][0]) == pytest.approx(expected[1], abs=1e-12)
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+def test_a_loop_that_reads_its_own_output_is_named(feedback):
+    class Cells(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.GRUCell(INPUTS, UNITS).double()
+
+        def forward(self, x):
+            h, outputs = x.new_zeros(len(x), UNITS), []
+            for step in x.unbind(1):
+                h = self.cell(step + h[:, :INPUTS] if feedback else step, h)
+                outputs.append(h)
+            return torch.stack(outputs, 1)
+
+    trace = Truncation()(Subject(Cells(), [inputs(4, 7)]))
+    assert trace.attrs["one_pass_each"] == ("cell.l0" if feedback else "")
+    assert trace["chunk_length"].values.tolist() == [1, 2, 4, 8]
 
 
 def test_remarks_progress_and_what_is_refused():

@@ -9,8 +9,13 @@ from torch.nn import functional
 from probes import width as module
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError, NotApplicable
-from probes.features.layers import Layer
+from probes.features.layers import Layer, layers_of, looked_at, recurrent
+from probes.features.numbers import spread as numbers_of
+from probes.features.observation import Plan, observe
 from probes.features.parameters import shares
+from probes.features.summary import plain
+from probes.recurrent.features import Draw
+from probes.samples.layout import Layout
 from probes.width import Width
 
 ALL = {"positions": 10_000, "null_seeds": 0, "tested": 0}
@@ -337,6 +342,86 @@ def test_width_that_nothing_needs_costs_nothing():
     trace = Width(null_seeds=0)(Subject(model, [(x, y)], "cross_entropy"))
     assert abs(float(trace["loss_change"].mean())) < 1e-3
     assert float(trace["decision_change"].max()) == 0
+
+
+class Reader(nn.Module):
+    """Two recurrent layers, and a head that reads one unit of the second."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.rnn, self.head = kind(3, 8, 2, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def projected(states, fitted, level=0.99):
+    """Nearest states in the directions that hold the variance of other ones: numpy, float64."""
+    rows = fitted.reshape(-1, fitted.shape[-1])
+    mean = rows.mean(0)
+    values, columns = np.linalg.eigh(np.cov(rows.T, bias=True))
+    held = np.cumsum(values[::-1]) / values.sum()
+    base = columns[:, ::-1][:, : np.flatnonzero(held >= level)[0] + 1]
+    return (states - mean) @ base @ base.T + mean
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_pass_on_their_directions_only(kind):
+    torch.manual_seed(2)
+    model = Reader(kind).double()
+    for weight in model.rnn.parameters():
+        weight.data *= 3
+    x = torch.randn(120, 12, 3, dtype=torch.float64)
+    y = torch.randint(2, (120,))
+    trace = Width(null_seeds=0, level=0.8, tested=120)(Subject(model, [(x, y)], "cross_entropy"))
+    assert trace.attrs["restricted"] == "rnn.l0, rnn.l1"
+    parts = []
+    for layer, reads in enumerate((3, 8)):
+        parts.append(kind(reads, 8, batch_first=True).double())
+        for mine, theirs in zip(parts[-1].parameters(), model.rnn.all_weights[layer], strict=True):
+            mine.data = theirs.data
+    with torch.no_grad():
+        first = parts[0](x)[0].numpy()
+        second = parts[1](torch.from_numpy(first))[0].numpy()
+        whole = functional.cross_entropy(model(x), y, reduction="none")
+        expected = torch.empty_like(whole)
+        for half in (0, 1):
+            low = torch.from_numpy(projected(first, first[1 - half :: 2], 0.8))
+            high = projected(parts[1](low)[0].numpy(), second[1 - half :: 2], 0.8)
+            logits = model.head(torch.from_numpy(high[:, -1]))
+            losses = functional.cross_entropy(logits, y, reduction="none")
+            expected[half::2] = (losses - whole)[half::2]
+    assert float(expected.abs().mean()) > 0.01
+    np.testing.assert_allclose(trace["loss_change"], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_positions_are_as_likely_as_each_other_and_differ_between_samples():
+    drawn = Draw.of(4000, 64, torch.Generator().manual_seed(0))
+    x = torch.arange(140.0).expand(4000, 140)[..., None]
+    seen = looked_at(x, Layout(4000, 0, 140, None), drawn).values[..., 0]
+    assert seen.shape == (4000, 64)
+    share = torch.bincount(seen.flatten().long(), minlength=140) / seen.numel()
+    assert float((share * 140 - 1).abs().max()) < 0.15
+    assert len(seen.unique(dim=0)) > 100
+    rows = recurrent(x.transpose(0, 1), torch.full((4000,), 70), drawn)
+    assert torch.equal(rows.values[..., 0], seen)
+    assert torch.equal(rows.valid, seen < 70)
+
+
+def test_float32_products_are_good_for_four_digits():
+    model = nn.Sequential(nn.Conv1d(6, 16, 3), nn.ReLU(), nn.Conv1d(16, 2, 1)).eval()
+    model[0].bias.data += 30.0
+    subject = Subject(model, torch.randn(40, 6, 50))
+    layers = layers_of(model)
+    groups = dict.fromkeys(layers, 1)
+    exact, rough = (
+        observe(subject, range(40), Plan(layers, groups, 64, 16, 0, rough), lambda _: None)
+        for rough in (False, True)
+    )
+    for label in layers:
+        variances = torch.linalg.eigvalsh(exact.layers[label].pooled().whole).flip(0)
+        expected = numbers_of(variances, 0.99)[:2]
+        torch.testing.assert_close(plain(rough.layers[label], 0.99), expected, rtol=1e-4, atol=1e-4)
 
 
 def kept(model, x, **settings):

@@ -81,6 +81,38 @@ def test_the_law_and_the_largest_singular_value_are_drawn(ax: Axes) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        (None, "by its share in the samples where all rows were followed."),
+        (0.0, "by its share in the 1 sample where all rows were followed."),
+        (0.004, "by its share in 1 sample, by iteration where not all rows were followed."),
+        (
+            0.1,
+            "by its share in 1 sample, by iteration where not all rows were followed (triangles: "
+            "lower bounds, which lack about 26 % or less).",
+        ),
+    ],
+)
+def test_what_is_a_lower_bound_is_drawn_and_called_one(
+    ax: Axes, missing: float | None, words: str
+) -> None:
+    dataset = trace({"rnn": 20.0})
+    if missing is not None:
+        known = dataset["spectral_reach"].notnull()
+        dataset["spectral_missing"] = xr.where(known, 0.0, np.nan)
+        dataset["spectral_missing"][0, 0, 50] = missing
+        dataset.attrs["spectral_tolerance"] = 0.01
+    found = state_reach.decays(dataset)
+    state_reach.by_state(ax, dataset, found)
+    drawn = {line.get_marker(): list(line.get_xdata()) for line in ax.lines[1:]}
+    bound = [50] if missing == 0.1 else []
+    assert drawn.get("^", []) == bound
+    assert drawn["."] == [lag for lag in LAGS[1::7] if lag not in bound]
+    (plate,) = state_reach.section(dataset, []).plates
+    assert f"the largest singular value alone, {words}" in plate.body
+
+
 def test_the_slowest_of_many_stacks_comes_first(ax: Axes) -> None:
     dataset = trace({f"rnn{i}": 5.0 + i % 7 + 20 * (i == 4) for i in range(12)})
     state_reach.by_state(ax, dataset, state_reach.decays(dataset))

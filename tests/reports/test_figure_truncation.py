@@ -60,6 +60,24 @@ def test_curves_by_layer_and_of_all_with_the_length(ax: Axes) -> None:
     assert band[:, 1].min() < trace["cosine_all"].values[0]
 
 
+def test_the_length_of_training_is_marked_and_ticks_are_powers_of_two() -> None:
+    trace = truncated()
+    known = trace.interp(chunk_length=[*trace["chunk_length"].values[:4], 11, 16, 32, 64])
+    known = known.assign_attrs(trace.attrs | {"trained_with": 11})
+    (plate,) = figures.section(known, []).plates
+    value = float(known["cosine_all"].sel(chunk_length=11))
+    assert plate.body.endswith(f"Dotted: the 11 timesteps of training, cosine {number(value)}.")
+    with style.sheet():
+        figure = Figure(figsize=(6, 2))
+        plate.draw(figure)
+    left = figure.axes[0]
+    assert [11.0, 11.0] in [list(line.get_xdata()) for line in left.lines]
+    assert "trained with: 11" in [text.get_text() for text in left.texts]
+    assert left.get_xticks().tolist() == [1, 2, 4, 8, 16, 32, 64]
+    (plate,) = figures.section(trace.assign_attrs(trained_with=50), []).plates
+    assert "Dotted" not in plate.body
+
+
 def test_a_single_layer_has_one_curve(ax: Axes) -> None:
     trace = truncated(1)
     figures.curve(ax, trace, cosine(trace), "cosine")

@@ -54,3 +54,18 @@ def test_one_group_says_nothing():
     low, high = jackknife_interval([1.0, 2.0], [[1.5, 2.5]])
     assert np.isnan(low).all()
     assert np.isnan(high).all()
+
+
+def test_two_groups_have_an_interval():
+    low, high = jackknife_interval(2.0, [1.0, 3.0])
+    half = student.ppf(0.975, 1) * 1.0
+    assert (low, high) == pytest.approx((2 - half, 2 + half))
+
+
+def test_arrays_of_values_with_groups_of_unequal_size():
+    values, without = np.array([[1.0, 2.0]]), np.array([[[1.0, 1.0]], [[1.5, 3.0]], [[0.0, 2.5]]])
+    low, high = jackknife_interval(values, without, sizes=[1, 2, 4])
+    assert low.shape == (1, 2)
+    for column in range(2):
+        one = jackknife_interval(values[0, column], without[:, 0, column], sizes=[1, 2, 4])
+        assert (low[0, column], high[0, column]) == pytest.approx(one)

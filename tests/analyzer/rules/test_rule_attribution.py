@@ -213,3 +213,28 @@ def test_a_trace_of_nan_is_not_a_pass() -> None:
     for name in ("contribution", "magnitude", "occlusion", "delta", "difference"):
         dataset[name][:] = np.nan
     assert [finding.severity for finding in judged(dataset)] == [Severity.INCONCLUSIVE] * 2
+
+
+def test_where_attribution_lies_does_not_depend_on_its_size() -> None:
+    dataset = trace()
+    small = dataset.assign(magnitude=dataset["magnitude"] * 1e-6)
+    assert holding(small, 0.9) == holding(dataset, 0.9)
+
+
+def test_two_samples_have_an_interval() -> None:
+    found = holding(trace().isel(sample=slice(2)), 0.9)
+    assert found.low <= found.value <= found.high
+
+
+@pytest.mark.parametrize(
+    ("dim", "said"),
+    [("lag", "the memory horizon what it keeps"), ("distance", "theoretical field")],
+)
+def test_the_meaning_is_of_time_or_of_space(dim: str, said: str) -> None:
+    assert said in judged(trace(dim=dim))[0].meaning
+
+
+@pytest.mark.parametrize("samples", [31, 32])
+def test_as_many_samples_as_the_limit_asks_for_are_enough(samples: int) -> None:
+    finding = judged(trace(samples=samples), min_samples=32.0)[1]
+    assert ("too few" in finding.meaning) is (samples < 32)

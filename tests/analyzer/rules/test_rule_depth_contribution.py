@@ -219,3 +219,30 @@ def test_nothing_is_said_without_both_traces_or_past_the_input() -> None:
     assert not [*unproductive_depth(traces, Limits())]
     half = {"receptive_field": fields([1, 20]), "depth_contribution": depth([0.0])}
     assert not [*unproductive_depth(half, Limits())]
+
+
+@pytest.mark.parametrize("samples", [31, 32])
+def test_as_many_samples_as_the_limit_asks_for_are_enough(samples: int) -> None:
+    finding = judged(depth([0.5, 0.05], samples=samples, noise=0.3), min_samples=32.0)[0]
+    assert finding.severity is Severity.INCONCLUSIVE
+    assert ("too few" in finding.meaning) is (samples < 32)
+
+
+def test_decisions_are_told_where_those_of_all_blocks_are_known() -> None:
+    trace = depth([0.5, 0.0, -0.2], noise=0.01)
+    trace["decision_change"][:, 1] = nan
+    assert "of decisions change" not in judged(trace)[0].message
+
+
+@pytest.mark.parametrize(("joint", "whole"), [({1: 0.4}, True), ({1: 0.01}, False)])
+def test_a_network_is_a_whole_where_nothing_can_be_left_out(joint, whole) -> None:
+    finding = judged(depth([0.3, 0.2], noise=0.01, joint=joint))[-1]
+    assert (finding.meaning == "The network uses its depth as a whole.") is whole
+
+
+def test_a_ranking_is_that_of_the_means_over_samples() -> None:
+    trace = depth([0.5, 0.4, 0.3, 0.2, 0.1], noise=0.001)
+    trace["estimate"][:] = -trace["estimate"].to_numpy()
+    assert judged(trace)[-1].value == pytest.approx(-1)
+    trace["estimate"][:] = [3.0, 1.0, 2.0, 5.0, 4.0]
+    assert judged(trace)[-1].value == pytest.approx(-0.6)

@@ -143,3 +143,10 @@ def test_layers_without_gates_have_no_timescales():
     _, finding = gates(trace({"tanh.l0": {}}), GatesLimits())
     assert finding.severity is Severity.NOT_APPLICABLE
     assert finding.message == "the recurrent layers have neither a forget nor an update gate"
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_as_many_samples_as_the_limit_asks_for_are_enough(missing):
+    dataset = trace({"lstm.l0": {"input closed": 0.9}}, samples=24)
+    finding = saturation(dataset, min_samples=24.0 + missing)
+    assert (finding.severity is Severity.INCONCLUSIVE) is bool(missing)

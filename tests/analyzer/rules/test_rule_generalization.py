@@ -323,3 +323,18 @@ def test_coherence_is_told_of_both_sides() -> None:
     assert f"{within(A):.2f} within the training data" in finding.message
     chance = across(A, noisy(41, SIDEWAYS, 0.9, 5))
     assert f"({chance:.2f} with each other's targets)" in finding.message
+
+
+def test_what_was_learnt_rests_on_the_trained_side_alone() -> None:
+    few, many = made(A, B[:7], loss=(0.1, 0.2)), made(A, B, loss=(0.1, 0.9))
+    assert gap(few).learnt.samples == len(A) + 7
+    assert gap(few).lost.samples == len(A) + 7
+    assert (gap(few).learnt.low, gap(few).learnt.high) == (
+        gap(many).learnt.low,
+        gap(many).learnt.high,
+    )
+
+
+def test_what_is_right_is_told_in_percents() -> None:
+    finding = judged(made(A, B, wrong=(0.1, 0.2)))["generalization-gap"]
+    assert "; right are 90 % and 80.5 %" in finding.message

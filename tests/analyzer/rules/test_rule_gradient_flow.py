@@ -166,3 +166,38 @@ def test_layers_that_are_used_without_being_called_are_not_unused():
 def test_a_deep_network_is_judged_on_evenly_spaced_layers():
     estimate = depth_decades(trace(chain(2.5, layers=1001, samples=3)))
     assert estimate.value == pytest.approx(2.5, abs=1e-9)
+
+
+def test_what_is_lost_in_each_layer_is_told() -> None:
+    finding = found(trace(chain(2.5, layers=6)), "gradient-over-depth")
+    assert finding.message == (
+        "from the last to the first of 6 weighted layers the gradient shrinks by a factor of 316 "
+        "(0.5 decades a layer)"
+    )
+
+
+def test_two_layers_have_a_trend() -> None:
+    assert depth_decades(trace(chain(1.5, layers=2))).value == pytest.approx(1.5, abs=1e-9)
+
+
+def test_a_trend_of_uncertain_sign_may_be_none() -> None:
+    gradient = chain(0.0)
+    slope = np.where(np.arange(40) % 2, 0.5, -0.6)[:, None] * np.linspace(-1, 0, 11)
+    finding = found(trace(gradient * 10**slope), "gradient-over-depth")
+    assert finding.low == 0
+    assert 0.4 < finding.high < 0.7
+
+
+def test_samples_without_any_gradient_do_not_tell_what_is_blocked() -> None:
+    gradient = chain(0.0)
+    gradient[:, 2] = 0
+    gradient[:3] = 0
+    finding = found(trace(gradient), "gradient-blocked")
+    assert finding.samples == 37
+    assert finding.where == ("layer2",)
+
+
+@pytest.mark.parametrize("decades", [0.0, 5.0])
+def test_an_action_follows_a_warning_only(decades: float) -> None:
+    finding = found(trace(chain(decades)), "gradient-over-depth")
+    assert (finding.action == "None.") is (finding.severity is Severity.PASS)

@@ -153,3 +153,18 @@ def test_older_records_have_nothing_to_judge() -> None:
     assert np.isnan(by_parameter(old)[0]).all()
     nothing = trace(np.full((20, 2, 3), np.nan))
     assert found(nothing) == {}
+
+
+def test_the_noise_scale_is_that_of_unbiased_moments() -> None:
+    gradients = noisy(5, 1.0, 2.0, elements=3)
+    flat = gradients.reshape(5, -1)
+    noise = flat.var(0, ddof=1).sum()
+    signal = (flat.mean(0) ** 2).sum() - noise / 5
+    assert noise_scale(trace(gradients)) == pytest.approx(noise / signal, rel=1e-12)
+
+
+def test_a_parameter_that_was_not_measured_takes_no_part() -> None:
+    gradients = noisy(8, 1.0, 2.0, elements=3)
+    gradients[:, 0] = np.nan
+    whole = trace(gradients)
+    assert noise_scale(whole) == noise_scale(whole.isel(parameter=[1]))

@@ -102,3 +102,8 @@ def test_rank_correlation_is_spearmans() -> None:
     assert float(rank_correlation(values, axis=0)) == pytest.approx(expected)
     resampled = np.stack([values, values[::-1] * 2])
     np.testing.assert_allclose(rank_correlation(resampled, axis=1), [expected, expected])
+
+
+def test_large_losses_are_whole_percents_of_either_sign() -> None:
+    parts = {"a": part(-1.512, -2, 0), "b": part(0.512, 0, 1), "c": part(-0.0512, -1, 0)}
+    assert described(parts, ["a", "b", "c"]) == "a (-151 %), b (+51 %), c (-5.1 %)"

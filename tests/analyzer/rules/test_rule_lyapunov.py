@@ -128,3 +128,19 @@ def test_missing_exponents_of_small_layers_are_left_out():
 def test_a_time_constant_is_one_over_the_exponent():
     assert time_constant(-0.25) == 4
     assert time_constant(0.0) == time_constant(0.1) == math.inf
+
+
+@pytest.mark.parametrize(("layers", "told"), [(1, False), (2, True)])
+def test_unstable_layers_are_listed_where_there_are_several(layers, told):
+    finding = judged(trace({f"a.l{index}": 0.5 for index in range(layers)}))
+    assert ("unstable are" in finding.message) is told
+
+
+def test_the_longest_of_all_layers_is_told_where_none_is_long_enough():
+    dataset = trace({"a.l0": -0.1, "a.l1": -0.1}, steps=3)
+    dataset["steps"][:, 1] = 4
+    dataset["exponents"][:2, 0] = np.nan
+    finding = judged(dataset)
+    assert finding.severity is Severity.INCONCLUSIVE
+    assert "4" in finding.message
+    assert finding.samples == 6

@@ -130,3 +130,32 @@ def test_predictions_of_the_input_take_timesteps_too():
     assert measurable(dataset, MemoryCapacityLimits()) == ["a.l0"]
     dataset["predictors"][:] = 64
     assert measurable(dataset, MemoryCapacityLimits()) == []
+
+
+def test_the_last_lag_held_is_counted_from_zero():
+    for shares, lag in (([0.0] * 6, 0), ([1.0, 1.0, 1.0, 0.2, 0.0, 0.0], 2)):
+        dataset = trace({"a.l0": shares})
+        dataset["present_error"] = dataset["past_energy"].copy()
+        assert held(dataset, "a.l0") == lag
+
+
+def test_a_sample_counts_where_any_lag_was_measured():
+    dataset = trace({"a.l0": [1.0] * 6}, samples=32)
+    dataset["past_energy"][:3, :, 3:] = np.nan
+    assert measurable(dataset, MemoryCapacityLimits(min_samples=32.0)) == ["a.l0"]
+    dataset["past_energy"][0] = np.nan
+    assert measurable(dataset, MemoryCapacityLimits(min_samples=32.0)) == []
+
+
+def test_layers_without_any_row_are_not_measurable():
+    assert measurable(trace({"a.l0": [1.0] * 6}, rows=0), MemoryCapacityLimits()) == []
+
+
+def test_a_sample_that_ends_early_is_counted_by_its_first_lag():
+    dataset = trace({"a.l0": [1, 0.8, 0.5, 0, 0, 0]})
+    for name in ("new_energy", "new_error"):
+        dataset[name][:4, :, 4:] = np.nan
+    assert capacity(dataset, "a.l0").samples == 30
+    for name in ("new_energy", "new_error"):
+        dataset[name][:4] = np.nan
+    assert capacity(dataset, "a.l0").samples == 26

@@ -216,3 +216,37 @@ def test_recurrent_layers_on_the_cpu_say_that_a_gpu_differs() -> None:
         "Measured on the CPU: on a GPU recurrent layers save other amounts."
     )
     assert "CPU" not in judged(measured.assign_attrs(device="cuda"))[0].meaning
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(GIB, "1 GiB"), (MIB, "1 MiB"), (99.96 * MIB, "100 MiB"), (512, "0.5 KiB")]
+)
+def test_a_size_of_exactly_one_unit_is_written_in_it(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+def test_what_fits_is_told_for_the_memory_there_is_or_the_budget() -> None:
+    growth = Growth(trace())
+    for limit, gib in ((nan, 16.0), (2.0, 2.0)):
+        finding = judged(trace(), budget_gib=limit)[0]
+        batch = growth.largest_batch(gib * GIB, "training")
+        steps = growth.longest(gib * GIB, "training")
+        assert f"into {gib:g} GiB fit batches of {batch:.0f}, or sequences of {steps:.0f}" in (
+            finding.message
+        )
+    assert "sequences" not in judged(trace(steps=False))[0].message
+
+
+def test_a_gpu_is_mentioned_where_a_recurrent_layer_ran_on_the_cpu() -> None:
+    feedforward, on_gpu, recurrent = trace(), trace(device="cuda"), trace()
+    for dataset in (on_gpu, recurrent):
+        dataset["saved_per_timestep"][0] = 5.0
+    told = ["on a GPU" in judged(one)[0].meaning for one in (feedforward, on_gpu, recurrent)]
+    assert told == [False, False, True]
+
+
+def test_the_layers_that_hold_half_are_named() -> None:
+    assert judged(trace())[0].where == ("first",)
+    even = trace()
+    even["saved"][2] = [40 * MIB, 30 * MIB, 30 * MIB]
+    assert judged(even)[0].where == ("first", "second")

@@ -85,3 +85,37 @@ def test_ranks_without_power_are_said_to_be_unknown() -> None:
     _, states = stacked(trace)
     assert states.severity is Severity.INCONCLUSIVE
     assert isnan(half_reach(trace)["lstm.l0"].value)
+
+
+def test_doubt_comes_from_few_samples_or_from_their_spread() -> None:
+    least = StackedLayersLimits().min_samples
+    for samples in (int(least) - 1, int(least)):
+        trace = stack([0.8, 0.05], [1.0, 1.0], samples)
+        trace["loss_change"][:, 1] = 0.05 + RNG.normal(0, 0.5, samples)
+        trace["loss_change"][:, 1] -= trace["loss_change"][:, 1].mean() - 0.05
+        finding, _ = stacked(trace)
+        assert finding.severity is Severity.INCONCLUSIVE
+        assert ("too few" in finding.meaning) is (samples < least)
+
+
+def test_states_are_told_as_far_as_anything_is_known_of_them() -> None:
+    for rank, change, severity in (
+        (nan, True, Severity.INFO),
+        (3.0, False, Severity.INFO),
+        (nan, False, Severity.INCONCLUSIVE),
+    ):
+        trace = stack([0.8, 0.3], [rank, rank])
+        if not change:
+            trace["state_change"][:] = nan
+        _, states = stacked(trace)
+        assert states.severity is severity
+        assert (states.action == "None.") is not isnan(rank)
+    part = stack([0.8, 0.3], [nan, 3.0])
+    part["state_change"][:, 0] = nan
+    _, states = stacked(part)
+    assert states.severity is Severity.INFO
+    assert states.message.startswith(
+        "directions that the states fill: lstm.l0 an unknown number of 64, lstm.l1 3.0 of 64; last "
+        "inputs that decide less than half of the last state: lstm.l1 "
+    )
+    assert "Too few to tell the rank: lstm.l0 (200 of 640 independent positions)." in states.meaning

@@ -187,3 +187,21 @@ def test_the_mean_gradient_is_told_where_it_is_not_zero():
     )
     dataset["sample_gradient"][:] = 0
     assert np.isnan(coherence(dataset, 0))
+
+
+def test_intervals_of_cosines_end_at_one():
+    dataset = trace({"lstm.weight_ih_l0": np.tile(even(5), (SAMPLES, 1))})
+    for value in (1.0, -1.0):
+        dataset["conflict"][:] = value
+        dataset["conflict_without"][:] = value + RNG.normal(0, 0.05, (SAMPLES, 1))
+        found = mean_conflict(dataset, 0)
+        assert (found.high if value > 0 else found.low) == value
+        assert found.low < found.high
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_as_many_samples_as_the_limit_asks_for_are_enough(missing):
+    dataset = trace({"lstm.weight_hh_l0": np.tile(even(5), (SAMPLES, 1))})
+    limits = TimestepContributionLimits(min_samples=float(SAMPLES + missing))
+    few = ["too few" in finding.meaning for finding in timestep_contribution(dataset, limits)]
+    assert few[-1] is bool(missing)

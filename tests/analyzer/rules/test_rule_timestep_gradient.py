@@ -176,3 +176,57 @@ def test_intervals_that_overlap_name_nothing():
 
 def test_without_time_there_is_nothing_to_compare():
     assert [*layers_or_time({"gradient_flow": flow(1.0)}, LayersOrTimeLimits())] == []
+
+
+def test_what_is_lost_in_each_step_and_layer_is_told() -> None:
+    (finding,) = layers_or_time({"timestep_gradient": stacked(3.0, 9.0)}, LayersOrTimeLimits())
+    assert f"over {STEPS} timesteps" in finding.message
+    assert ", 0.5 a step" in finding.message
+    assert finding.message.endswith(", 1.5 a layer")
+
+
+def test_the_deepest_stack_is_compared_without_samples_that_have_no_gradient():
+    deep, other = stacked(4.0, 1.5), trace({"other.l0": decaying(1.5)})
+    both = xr.concat([other, deep], "layer", data_vars="minimal")
+    both["cell_gradient_final"][:3] = 0
+    (finding,) = layers_or_time({"timestep_gradient": both}, LayersOrTimeLimits())
+    assert "over 3 recurrent layers" in finding.message
+    assert ", 2 a layer" in finding.message
+
+
+def test_the_ends_are_the_means_of_a_twentieth_of_the_timesteps():
+    steps = 100
+    values = np.tile(10 ** np.linspace(-4.0, 0, steps), (30, 1))
+    dataset = trace({"lstm.l0": values})
+    assert time_decades(dataset)["lstm.l0"].value == pytest.approx(4.0 * (1 - 4 / (steps - 1)))
+
+
+def test_two_timesteps_are_enough_and_one_is_not():
+    two, one = decaying(3.0)[:, [0, -1]], decaying(3.0)[:, -1:]
+    assert time_decades(trace({"rnn.l0": two}))["rnn.l0"].value == pytest.approx(3.0)
+    assert np.isnan(time_decades(trace({"rnn.l0": one}))["rnn.l0"].value)
+
+
+def test_a_gradient_that_grows_has_an_interval_too():
+    values = np.concatenate([decaying(-3.0, 15), decaying(-4.0, 16)])
+    finding = judged(trace({"lstm.l0": values}))
+    assert (finding.low, finding.value, finding.high) == pytest.approx((3.0, 4.0, 4.0))
+
+
+@pytest.mark.parametrize(("decades", "acts"), [(0.0, False), (9.0, True)])
+def test_an_action_follows_a_warning_only(decades, acts):
+    finding = judged(trace({"lstm.l0": decaying(decades)}))
+    assert (finding.severity is Severity.WARN) is (finding.action != "None.") is acts
+
+
+@pytest.mark.parametrize(("more", "told"), [(0.4, False), (0.6, True)])
+def test_another_layer_is_named_where_it_loses_clearly_more(more, told):
+    cells = {"lstm.l0": decaying(1.0), "lstm.l1": decaying(1.0 + more)}
+    assert ("most in lstm.l1" in judged(trace(cells)).message) is told
+
+
+def test_the_direction_that_keeps_more_is_the_entrance_whatever_its_sign():
+    losses = {
+        "lstm.l0": Estimate(-2.0, -2.0, -2.0, 9), "lstm.l0.reverse": Estimate(1.0, 1.0, 1.0, 9)
+    }  # fmt: skip
+    assert entrance(losses) == "lstm.l0.reverse"

@@ -122,6 +122,13 @@ def test_what_is_said_of_the_length_of_training():
     assert finding.value == 0.97
     assert finding.low < 0.97 < finding.high
     assert finding.where == ("lstm.l0", "lstm.l1")
+    exact = trace().interp(chunk_length=[*LENGTHS[:4], 10, *LENGTHS[4:]])
+    finding = judged(exact.assign_attrs(trace().attrs), trained_with=10)
+    assert finding.value == pytest.approx(0.9755)
+    assert finding.message.startswith(
+        "with the chunks of 10 timesteps of the training the gradient of the recurrent weights has "
+        "a cosine of 0.976 with the whole one, and differs by 18 % of its norm"
+    )
     longer = judged(trace(), trained_with=80)
     assert longer.message == "the sequences have 50 timesteps, so that chunks of 80 cut nothing"
     assert longer.action == "Audit sequences longer than the chunks of the training."

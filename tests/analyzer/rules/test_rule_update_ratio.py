@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 
 from analyzer.findings import Finding, Severity
-from analyzer.limits import UpdateRatioLimits
+from analyzer.limits import UpdateRatioLimits, source_of
 from analyzer.rules.update_ratio import by_layer, update_ratio
 
 LIMITS = UpdateRatioLimits()
@@ -95,3 +95,17 @@ def test_what_is_undefined_is_no_pass() -> None:
     assert found.meaning == ("Of b nothing is known: the weights are zero, or the moments nan.")
     measured["update"][0] = 5.0
     assert judged(measured).severity is Severity.WARN
+
+
+@pytest.mark.parametrize(("ratio", "name"), [(0.5, "high"), (1e-7, "low"), (1e-3, "high")])
+def test_the_limit_that_is_broken_is_named_with_its_source(ratio: float, name: str) -> None:
+    found = judged(trace({"a": 1e-3, "b": ratio}))
+    assert found.limit == getattr(LIMITS, name)
+    assert found.limit_source == source_of(LIMITS, name)
+
+
+def test_a_rate_of_exactly_the_share_is_not_the_end_of_a_schedule() -> None:
+    quarter = UpdateRatioLimits(decayed=0.25)
+    for rate, ended in ((0.25, False), (0.125, True)):
+        (found,) = update_ratio(trace({"a": 1e-7}, rate=rate, initial=1.0), quarter)
+        assert (found.severity is Severity.INFO) is ended

@@ -52,6 +52,7 @@ def layered(
         {
             "layer": layers,
             "width": ("layer", [UNITS] * count),
+            "kind": ("layer", ["Conv1d"] * count),
             "most": ("layer", [UNITS] * count),
             "read": ("layer", [1] * (count - 1) + [0]),
             "response_layer": ("response", np.array([], dtype=str)),
@@ -150,9 +151,29 @@ def test_width_is_wasted_where_most_layers_are_wide_and_the_loss_does_not_mind(
         assert finding.where == ("conv0", "conv1")
         assert finding.message == (
             "2 of 3 layers fill less than 50% of the directions that their weights allow: conv0 "
-            "(25%), conv1 (25%); with all 3 convolutions and linear layers before the output "
-            "restricted to these directions at once the loss changes by +1.0% [+1.0%, +1.0%]"
+            "(25%), conv1 (25%); with all 3 layers before the output restricted to these "
+            "directions at once the loss changes by +1.0% [+1.0%, +1.0%]"
         )
+
+
+def test_the_recurrence_of_a_wide_layer_was_not_restricted() -> None:
+    trace = layered([5.0, 5.0, 5.0, 18.0], 0.01)
+    said = "their recurrence kept all of the state, and may need it."
+    assert said not in judged(trace, "width-wasted").meaning
+    # Without it half of the layers are narrow, which is not most of them.
+    trace["kind"][1] = "LSTM"
+    finding = judged(trace, "width-wasted")
+    assert finding.severity is Severity.INFO
+    assert finding.meaning == (
+        "What reads these layers needs no more than their directions. Of recurrent layers what "
+        f"they pass on was restricted: {said}"
+    )
+    assert finding.action == "Train a narrower network and compare."
+    wide = layered([5.0, 5.0, 5.0, 5.0, 18.0], 0.01)
+    wide["kind"][1] = "GRUCell"
+    finding = judged(wide, "width-wasted")
+    assert finding.severity is Severity.WARN
+    assert finding.meaning.endswith(said)
 
 
 def test_a_loss_that_may_rise_leaves_waste_open_and_few_samples_too() -> None:

@@ -95,15 +95,15 @@ class Stack(nn.Module):
         return y
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: nn.LSTM(3, 4, 3),
-        lambda: nn.LSTM(3, 5, 3, proj_size=2, bidirectional=True),
-        lambda: nn.GRU(3, 4, 3, bidirectional=True),
-        lambda: nn.RNN(3, 4, 3),
-    ],
-)
+MAKES = [
+    lambda: nn.LSTM(3, 4, 3),
+    lambda: nn.LSTM(3, 5, 3, proj_size=2, bidirectional=True),
+    lambda: nn.GRU(3, 4, 3, bidirectional=True),
+    lambda: nn.RNN(3, 4, 3),
+]
+
+
+@pytest.mark.parametrize("make", MAKES)
 def test_a_replaced_layer_is_as_if_it_were_another_module(make: Callable[[], nn.RNNBase]) -> None:
     module = make().double()
     width = Stack.width(module)
@@ -124,6 +124,52 @@ def test_a_replaced_layer_is_as_if_it_were_another_module(make: Callable[[], nn.
             torch.testing.assert_close(hidden[3], between[0, :, units:])
         if isinstance(ends, tuple):
             assert (ends[1][count : 2 * count] == 0).all()
+
+
+def halved(h: Tensor) -> Tensor:
+    """Move states to a line, differently in every unit."""
+    return h.mean(-1, keepdim=True) * torch.arange(1, h.shape[-1] + 1).to(h) + 0.1
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_what_a_layer_passes_on_is_changed_and_its_recurrence_is_not(
+    make: Callable[[], nn.RNNBase],
+) -> None:
+    module, x = make().double(), torch.randn(6, 2, 3, dtype=torch.float64)
+    stack = Stack(module, lambda h: h).double()
+    with torch.no_grad():
+        between = halved(stack.parts[1](stack.parts[0](x)[0])[0])
+        stack.middle = lambda _: between
+        expected = stack(x)
+        with Layers(module, passed={"l1": halved}):
+            found, ends = module(x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    hidden = ends[0] if isinstance(ends, tuple) else ends
+    units = module.proj_size or module.hidden_size
+    count = 2 if module.bidirectional else 1
+    torch.testing.assert_close(hidden[count], between[-1, :, :units])
+    if module.bidirectional:
+        torch.testing.assert_close(hidden[3], between[0, :, units:])
+
+
+def test_a_layer_of_ragged_data_ends_in_what_it_passes_on() -> None:
+    module, x = nn.GRU(3, 4, 2, batch_first=True).double(), torch.randn(3, 4, 3).double()
+    lengths = torch.tensor([2, 4, 3])
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    with torch.no_grad(), Layers(module, passed={"l0": halved, "l1": halved}):
+        _, h = module(packed)
+        alone = [module(x[row : row + 1, :length])[1] for row, length in enumerate(lengths)]
+    torch.testing.assert_close(h, torch.cat(alone, 1), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_state_that_comes_back_goes_on_unchanged(kind: Any) -> None:
+    module, x = kind(3, 4, 2).double(), torch.randn(6, 2, 3, dtype=torch.float64)
+    with torch.no_grad(), Layers(module, passed={"l0": halved, "l1": halved}):
+        whole, _ = module(x)
+        first, state = module(x[:4])
+        second, _ = module(x[4:], state)
+    torch.testing.assert_close(torch.cat([first, second]), whole, rtol=1e-12, atol=1e-14)
 
 
 def test_the_end_of_a_replaced_layer_in_ragged_data_is_that_of_each_sample() -> None:
@@ -176,3 +222,37 @@ def test_cells_are_layers_of_one_timestep(kind: type) -> None:
     assert [reading.label for reading in seen[:3]] == ["below.l0", "above.l0", "below.l0"]
     lower = [reading.y[0] for reading in seen if reading.label == "below.l0"]
     torch.testing.assert_close(replaced, 3 * torch.stack(lower))
+
+
+def stepped(cell: nn.RNNCellBase, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """One timestep of a cell, written out."""
+    h = state[0] if isinstance(state, tuple) else state
+    a = x @ cell.weight_ih.T + cell.bias_ih
+    b = h @ cell.weight_hh.T + cell.bias_hh
+    if isinstance(cell, nn.LSTMCell):
+        i, f, g, o = (a + b).chunk(4, 1)
+        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        return h, (h, c)
+    if isinstance(cell, nn.GRUCell):
+        (ar, az, an), (br, bz, bn) = a.chunk(3, 1), b.chunk(3, 1)
+        n = (an + (ar + br).sigmoid() * bn).tanh()
+        h = (1 - (az + bz).sigmoid()) * n + (az + bz).sigmoid() * h
+    else:
+        h = (a + b).tanh()
+    return h, h
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_cells_pass_on_changed_states_and_go_on_with_their_own(kind: type) -> None:
+    model, x = Cells(kind).double(), torch.randn(5, 2, 3, dtype=torch.float64)
+    with torch.no_grad(), Layers(model, passed={"below.l0": halved, "above.l0": halved}):
+        found = model(x)
+    zeros = torch.zeros(2, 4, dtype=torch.float64)
+    lower = upper = (zeros, zeros) if kind is nn.LSTMCell else zeros
+    expected = []
+    for x_BI in x:
+        h, lower = stepped(model.below, x_BI, lower)
+        h, upper = stepped(model.above, halved(h), upper)
+        expected.append(halved(h))
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-12, atol=1e-14)

@@ -120,6 +120,42 @@ def test_a_stack_is_followed_exactly(case, trained):
         assert worst(own["state_reach"].to_numpy(), state) < 1e-10
         assert worst(own["input_reach"].to_numpy()[0], reached) < 1e-10
         assert worst(own["spectral_reach"].to_numpy()[0], spectral) < 1e-10
+        for name in ("spectral_missing", "spectral_margin"):
+            assert own[name].to_numpy()[0, 1:].tolist() == [0] * (TIMESTEPS - 1)
+
+
+WIDE = 20
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_largest_singular_value_is_found_by_iteration_where_not_all_rows_are(case, trained):
+    kind, layers, options = CASES[case]
+    if "proj_size" in options:
+        options = {"proj_size": 9}
+    module = trained(kind, INPUTS, WIDE, layers, batch_first=True, scale=1.7, **options)
+    x = torch.randn(SAMPLES, TIMESTEPS, INPUTS, dtype=torch.float64)
+    if case == "relu":
+        x = x.abs()
+        for name, weight in module.named_parameters():
+            weight.data.abs_().mul_(0.2 if "hh" in name else 1)
+    # A row of each sample is followed, which is all rows of none.
+    trace = StateReach(samples=SAMPLES, seeds=1)(Subject(Wrapped(module), [x]))
+    assert trace.attrs["spectral_tolerance"] == pytest.approx(0.01 / math.log(10))
+    assert trace["spectral_reach"].notnull().any("lag").to_numpy()[:, 0].tolist() == [1, 1, 0]
+    for sample in range(2):
+        own = trace.isel(sample=sample, stack=0).sel(lag=range(1, TIMESTEPS))
+        found, missing, margin = (
+            torch.tensor(own[f"spectral_{name}"].to_numpy())
+            for name in ("reach", "missing", "margin")
+        )
+        lacking = expected(module, x[sample], range(layers))[2].detach()[1:] - found
+        assert lacking.min() > -1e-9
+        assert lacking.max() < math.log10(1.01)
+        assert (lacking < missing + math.log10(1.005)).all()
+        assert missing.min() >= 0
+        assert missing.max() <= trace.attrs["spectral_tolerance"]
+        assert (lacking < margin + 1e-9).all()
+        assert margin.max() < 0.3
 
 
 def test_the_directions_of_bidirectional_layers_are_followed_alone(trained):

@@ -48,9 +48,22 @@ def test_few_products_of_many_numbers_take_the_gram_form(monkeypatch):
 def test_pieces_make_no_difference(monkeypatch):
     one = random_outer(11, 4)
     expected, own = inner(one, one), own_inner([one])
+    totals = one.total().double(), one.formed().view(11, 9, 6)
+    against = [one.against(total) for total in totals]
     monkeypatch.setattr(outer, "AT_ONCE", 1)
+    for total, whole in zip(totals, against, strict=True):
+        torch.testing.assert_close(one.against(total), whole, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(inner(one, one), expected, rtol=0, atol=0)
     torch.testing.assert_close(own_inner([one])[0], own[0], rtol=1e-13, atol=1e-13)
+
+
+def test_sums_over_samples_are_taken_in_double_precision():
+    values_NX = torch.zeros(3, halves.COLUMNS + 5)
+    values_NX[:, -2] = torch.tensor([1e8, 1.0, -1e8])
+    found_X = halves._summed(values_NX)
+    assert found_X.shape == (halves.COLUMNS + 5,)
+    assert found_X[-2] == 1
+    assert found_X.sum() == 1
 
 
 @pytest.mark.parametrize("rows", [6, 900])

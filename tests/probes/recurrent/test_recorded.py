@@ -270,7 +270,8 @@ GRADIENTS_OFF = (
         (under_inference_mode, GRADIENTS_OFF),
         (
             under_autocast,
-            "rnn (LSTM) computes in autocast: convert the model to float32",
+            "rnn (LSTM) runs under torch.autocast, in lower precision than its weights: turn that "
+            "off in the forward method (enabled=False)",
         ),
     ],
 )

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from probes.errors import AnalyzerError
 from probes.recurrent.split import recorded
-from probes.recurrent.truncate import truncated
+from probes.recurrent.truncate import truncated, truncated_at
 
 TOLERANCE = 1e-12
 INPUTS, UNITS, SAMPLES = 4, 5, 3
@@ -74,6 +74,49 @@ def test_every_power_of_two_is_what_detaching_gives(kind, layers, timesteps, tra
     steps = found(module, lambda model: model(x)[0])
     assert [*steps] == [1 << power for power in range((timesteps - 1).bit_length() + 1)]
     assert worst(steps, lambda size: detached(module, x, size)) < TOLERANCE
+
+
+def found_at(model, run, size, **options):
+    """Gradients by weight, for one chunk length, and for all powers of two after it."""
+    sums, after = {}, {}
+
+    def adding(into):
+        def add(site, factors):
+            for factor in factors:
+                suffix = f"_l{site.layer}" + ("_reverse" if site.reverse else "")
+                key = site.module, factor.weight + suffix
+                into[key] = into.get(key, 0) + factor.summed()
+
+        return add
+
+    with recorded(model, pulses=True) as recordings:
+        y = run(model)
+    truncated_at(recordings, objective(y), adding(sums), size, **options)
+    assert recordings.chunking is None
+    steps = [*truncated(recordings, objective(y), adding(after), **options)]
+    return {size: sums}, {steps[-1]: after}
+
+
+@pytest.mark.parametrize("size", [3, 5, 7, 12, 16, 30])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("kind", ["LSTM", "PROJ", "GRU", "RNN"])
+def test_any_chunk_length_is_what_detaching_gives(kind, layers, size, trained):
+    options = {"proj_size": 3} if kind == "PROJ" else {}
+    module = trained(kind.replace("PROJ", "LSTM"), INPUTS, UNITS, layers, scale=1.5, **options)
+    x = torch.randn(23, SAMPLES, INPUTS, dtype=torch.float64)
+    steps, after = found_at(module, lambda model: model(x)[0], size)
+    assert worst(steps, lambda size: detached(module, x, size)) < TOLERANCE
+    assert worst(after, lambda size: detached(module, x, size)) < TOLERANCE
+
+
+@pytest.mark.parametrize("size", [3, 6, 13])
+@pytest.mark.parametrize("both", [False, True])
+def test_any_chunk_length_counted_from_the_end(both, size, trained):
+    module = trained("LSTM", INPUTS, UNITS, 2, bidirectional=both, scale=1.5)
+    x = torch.randn(13, SAMPLES, INPUTS, dtype=torch.float64)
+    steps, _ = found_at(module, lambda model: model(x)[0], size, from_end=True)
+    expected = lambda size: by_cells(module, x, lambda t, count: (count - t) % size == 0)  # noqa: E731
+    assert worst(steps, expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
@@ -167,6 +210,8 @@ def test_a_loop_over_a_cell(kind, cell, from_end, trained):
     steps = found(loop, lambda model: model(x), from_end=from_end)
     whole = found(module, lambda model: model(x)[0], from_end=from_end)
     assert [*steps] == [1, 2, 4, 8, 16]
+    steps |= found_at(loop, lambda model: model(x), 3, from_end=from_end)[0]
+    whole |= found_at(module, lambda model: model(x)[0], 3, from_end=from_end)[0]
     for size, gradients in whole.items():
         expected = {name: value for (_, name), value in gradients.items()}
         assert worst({size: steps[size]}, lambda _size, e=expected: e, "cell") < TOLERANCE
@@ -187,6 +232,8 @@ def test_calls_that_go_on_from_a_state_are_one_sequence(kind, from_end, trained)
 
     steps = found(module, in_pieces, from_end=from_end)
     whole = found(module, lambda model: model(x)[0], from_end=from_end)
+    steps |= found_at(module, in_pieces, 5, from_end=from_end)[0]
+    whole |= found_at(module, lambda model: model(x)[0], 5, from_end=from_end)[0]
     for size, gradients in whole.items():
         expected = {name: value for (_, name), value in gradients.items()}
         assert worst({size: steps[size]}, lambda _size, e=expected: e) < TOLERANCE
