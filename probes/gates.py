@@ -12,10 +12,10 @@ from torch import Tensor
 
 from probes.base import Progress, Subject, silent, variable
 from probes.errors import AnalyzerError
-from probes.recurrent.cells import CLOSED, OPEN
-from probes.recurrent.reading import Reading
-from probes.recurrent.record import Site
-from probes.recurrent.table import Tables, measured
+from probes.recurrent.backward.cells import CLOSED, OPEN
+from probes.recurrent.backward.record import Site
+from probes.recurrent.watching.reading import Reading
+from probes.recurrent.watching.table import Tables, measured
 
 GATES = {
     "lstm": ("input", "forget", "candidate", "output"),

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from probes.base import Progress, Subject, silent, variable
 from probes.errors import AnalyzerError
-from probes.recurrent.reading import Reading
-from probes.recurrent.table import Tables, measured
-from probes.recurrent.tangent import spectrum
+from probes.recurrent.reach.tangent import spectrum
+from probes.recurrent.watching.reading import Reading
+from probes.recurrent.watching.table import Tables, measured
 
 
 @dataclass(frozen=True)

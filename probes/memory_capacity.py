@@ -15,11 +15,11 @@ from torch.nn.functional import pad
 from probes.base import Progress, Subject, silent, variable
 from probes.errors import AnalyzerError
 from probes.model.taps import untouched
-from probes.recurrent.decoding import Decoded, Sequences, decode
-from probes.recurrent.novelty import principal
-from probes.recurrent.record import Site
-from probes.recurrent.table import coordinates, joined
-from probes.recurrent.watch import Read, first_samples, read
+from probes.recurrent.backward.record import Site
+from probes.recurrent.states.decoding import Decoded, Sequences, decode
+from probes.recurrent.states.novelty import principal
+from probes.recurrent.watching.table import coordinates, joined
+from probes.recurrent.watching.watch import Read, first_samples, read
 
 FEWEST = 8
 """Sequences that are needed to fit, choose and test readouts on different ones."""

@@ -19,8 +19,16 @@ from probes.errors import AnalyzerError, NotApplicable
 from probes.loss import objective
 from probes.loss.replacement import grid
 from probes.model.taps import untouched
-from probes.recurrent.features import Features
-from probes.recurrent.stacked import Piece, Removed, features, gradients, halves, reach, without
+from probes.recurrent.states.features import Features
+from probes.recurrent.states.stacked import (
+    Piece,
+    Removed,
+    features,
+    gradients,
+    halves,
+    reach,
+    without,
+)
 from probes.samples.selection import rows, spread
 from probes.samples.timeline import Sequences, time_axis
 

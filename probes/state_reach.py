@@ -16,12 +16,12 @@ from torch.utils._pytree import tree_leaves
 from probes.base import Batch, Progress, Subject, call, silent, variable
 from probes.errors import AnalyzerError, NotApplicable
 from probes.model.taps import untouched
-from probes.recurrent.jacobian import linearized
-from probes.recurrent.reach_norms import Chosen, reach_norms
-from probes.recurrent.record import StateGradients
-from probes.recurrent.spectral import DOUBT, TOLERANCE
-from probes.recurrent.split import recorded
-from probes.recurrent.stacks import obstacle, read_at, stacks, valid_lengths
+from probes.recurrent.backward.record import StateGradients
+from probes.recurrent.reach.jacobian import linearized
+from probes.recurrent.reach.norms import Chosen, reach_norms
+from probes.recurrent.reach.spectral import DOUBT, TOLERANCE
+from probes.recurrent.reach.stacks import obstacle, read_at, stacks, valid_lengths
+from probes.recurrent.watching.split import recorded
 from probes.samples.excerpt import pieces
 from probes.samples.layout import Layout
 

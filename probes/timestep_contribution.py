@@ -15,12 +15,12 @@ from torch.nn import functional
 from probes.base import Progress, Subject, silent, variable
 from probes.errors import AnalyzerError
 from probes.loss.objective import describe
-from probes.recurrent.bptt import Factor
-from probes.recurrent.collected import Collected, autograd_residual, collect
-from probes.recurrent.halves import Halved, Terms, halved
-from probes.recurrent.naming import recurrent_modules
-from probes.recurrent.outer import inner
-from probes.recurrent.record import Site
+from probes.recurrent.backward.bptt import Factor
+from probes.recurrent.backward.record import Site
+from probes.recurrent.shares.collected import Collected, autograd_residual, collect
+from probes.recurrent.shares.halves import Halved, Terms, halved
+from probes.recurrent.shares.outer import inner
+from probes.recurrent.watching.naming import recurrent_modules
 from probes.samples.selection import rows
 
 _GIB = 2**30
@@ -122,7 +122,8 @@ _OF_THE_WHOLE = {
     "conflict_without": "cosine_without",
     "sample_conflict": "sample_cosine",
 }
-"""Variables of a weight as a whole, and what :class:`probes.recurrent.halves.Halved` calls them."""
+"""Variables of a weight as a whole, and what :class:`probes.recurrent.shares.halves.Halved` calls
+them."""
 
 
 class _Row(NamedTuple):

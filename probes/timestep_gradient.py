@@ -16,9 +16,9 @@ from probes.base import Batch, Progress, Subject, call, silent, variable
 from probes.errors import AnalyzerError
 from probes.loss.objective import describe, final_losses, sample_losses
 from probes.model.taps import first_float, untouched
-from probes.recurrent.naming import recurrent_modules
-from probes.recurrent.record import Measured, Site, StateGradients
-from probes.recurrent.split import recorded
+from probes.recurrent.backward.record import Measured, Site, StateGradients
+from probes.recurrent.watching.naming import recurrent_modules
+from probes.recurrent.watching.split import recorded
 from probes.samples.layout import Layout
 
 QUANTITIES = {

@@ -13,14 +13,14 @@ from probes.base import Batch, Progress, Subject, call, silent, variable
 from probes.errors import AnalyzerError, NotApplicable
 from probes.loss.objective import describe, final_losses, sample_losses
 from probes.model.taps import untouched
-from probes.recurrent.bptt import Factor
-from probes.recurrent.comparison import Gradients, Key, compared
-from probes.recurrent.loops import stepwise
-from probes.recurrent.naming import recurrent_modules
-from probes.recurrent.record import Site
-from probes.recurrent.recordings import Recordings
-from probes.recurrent.split import recorded
-from probes.recurrent.truncate import truncated, truncated_at
+from probes.recurrent.backward.bptt import Factor
+from probes.recurrent.backward.record import Site
+from probes.recurrent.backward.recordings import Recordings
+from probes.recurrent.truncation.comparison import Gradients, Key, compared
+from probes.recurrent.truncation.loops import stepwise
+from probes.recurrent.truncation.truncated import truncated, truncated_at
+from probes.recurrent.watching.naming import recurrent_modules
+from probes.recurrent.watching.split import recorded
 from probes.samples.layout import Layout
 from probes.samples.selection import pieces, rows
 

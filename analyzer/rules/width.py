@@ -218,10 +218,11 @@ def _tested(loss: Estimate, trace: xr.Dataset) -> str:
     """Say what the loss does when layers keep their directions only."""
     if isnan(loss.value):
         return ""
+    count = len(restricted_layers(trace))
+    which = f"all {count} layers" if count > 1 else "the layer"
     return (
-        f"; with all {len(restricted_layers(trace))} layers before the output restricted to these "
-        f"directions at once the loss changes by {loss.value:+.1%} "
-        f"[{loss.low:+.1%}, {loss.high:+.1%}]"
+        f"; with {which} before the output restricted to these directions at once the loss changes "
+        f"by {loss.value:+.1%} [{loss.low:+.1%}, {loss.high:+.1%}]"
     )
 
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from probes.recurrent.clock import Clock
-from probes.recurrent.interception import Interception, LayerCall
+from probes.recurrent.backward.clock import Clock
+from probes.recurrent.watching.interception import Interception, LayerCall
 
 
 class Returned(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from probes.base import Batch, Subject, first_tensor
 from probes.errors import NotApplicable
 from probes.loss.objective import final_outputs, prediction
-from probes.recurrent.naming import recurrent_modules
+from probes.recurrent.watching.naming import recurrent_modules
 from probes.samples.timeline import Sequences, time_axis
 
 PADDING = -1

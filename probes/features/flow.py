@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from probes.base import Inputs
 from probes.depth.provenance import Held, Node, Provenance
 from probes.model.labels import WHOLE
-from probes.recurrent.record import Site
+from probes.recurrent.backward.record import Site
 
 INPUT = "(inputs)"
 """Stands for the inputs of the model among the sources of a layer."""

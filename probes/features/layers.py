@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from probes.model.labels import WHOLE
-from probes.recurrent.features import Draw
-from probes.recurrent.record import Site
+from probes.recurrent.backward.record import Site
+from probes.recurrent.states.features import Draw
 from probes.samples.layout import Layout
 
 CONVOLUTIONS = (

@@ -16,10 +16,10 @@ from probes.features.flow import BOUNDED, RELU, Activation, Flow
 from probes.features.layers import Layer, Seen, by_sample, largest, looked_at, recurrent
 from probes.features.moments import Moments
 from probes.model.taps import first_float
-from probes.recurrent.bypass import Reading
-from probes.recurrent.cells import CLOSED, OPEN
-from probes.recurrent.features import Draw, read
-from probes.recurrent.naming import recurrent_modules
+from probes.recurrent.backward.cells import CLOSED, OPEN
+from probes.recurrent.states.features import Draw, read
+from probes.recurrent.watching.bypass import Reading
+from probes.recurrent.watching.naming import recurrent_modules
 from probes.samples.layout import Layout
 from probes.samples.selection import pieces
 

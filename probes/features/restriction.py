@@ -21,7 +21,7 @@ from probes.features.layers import Layer
 from probes.features.moments import Pooled
 from probes.features.numbers import directions, spectrum
 from probes.loss.removal import Intact
-from probes.recurrent.bypass import Layers
+from probes.recurrent.watching.bypass import Layers
 from probes.samples.selection import pieces
 
 

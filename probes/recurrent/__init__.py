@@ -5,5 +5,5 @@ not the gradient of the states, which feed each other inside. So every such oper
 layer by layer and differentiated analytically: the total derivative of a loss with respect to every
 hidden state, cell state and gate comes out of one ordinary backward pass, with the model untouched.
 
-Begin at :func:`probes.recurrent.split.recorded`.
+Begin at :func:`probes.recurrent.watching.split.recorded`.
 """

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from probes.recurrent.bptt import Factor
-from probes.recurrent.naming import recurrent_modules
-from probes.recurrent.record import Site, StateGradients
-from probes.recurrent.recordings import Recordings
-from probes.recurrent.split import recorded
+from probes.recurrent.backward.bptt import Factor
+from probes.recurrent.backward.record import Site, StateGradients
+from probes.recurrent.backward.recordings import Recordings
+from probes.recurrent.watching.naming import recurrent_modules
+from probes.recurrent.watching.split import recorded
 from probes.weight_gradient.contribution import Contribution, Formed
 from probes.weight_gradient.ledger import Ledger
 from probes.weight_gradient.product import Product

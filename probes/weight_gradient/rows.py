@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from probes.algebra.norms import by_sample
 from probes.model.labels import WHOLE, label_of
 from probes.model.taps import first_float, leaf_modules
-from probes.recurrent.record import StateGradients
+from probes.recurrent.backward.record import StateGradients
 from probes.samples.layout import batch_dim
 from probes.weight_gradient.ledger import Call
 

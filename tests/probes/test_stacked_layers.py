@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from analyzer.rules.stacked_layers import half_reach
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError, NotApplicable
-from probes.recurrent.features import Draw
+from probes.recurrent.states.features import Draw
 from probes.stacked_layers import StackedLayers
 
 torch.manual_seed(0)

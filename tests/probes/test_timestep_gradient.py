@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError, NotApplicable
-from probes.recurrent.recordings import Recordings
+from probes.recurrent.backward.recordings import Recordings
 from probes.timestep_gradient import TimestepGradient
 
 INPUTS, UNITS, CLASSES = 3, 4, 5

@@ -9,8 +9,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError, NotApplicable
-from probes.recurrent.bptt import Factor
-from probes.recurrent.comparison import Gradients, compared
+from probes.recurrent.backward.bptt import Factor
+from probes.recurrent.truncation.comparison import Gradients, compared
 from probes.truncation import Truncation
 
 INPUTS, UNITS, CLASSES = 3, 4, 5

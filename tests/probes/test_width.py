@@ -14,7 +14,7 @@ from probes.features.numbers import spread as numbers_of
 from probes.features.observation import Plan, observe
 from probes.features.parameters import shares
 from probes.features.summary import plain
-from probes.recurrent.features import Draw
+from probes.recurrent.states.features import Draw
 from probes.samples.layout import Layout
 from probes.width import Width
 

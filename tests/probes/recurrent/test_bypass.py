@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from probes.recurrent.bypass import Layers, Reading
+from probes.recurrent.watching.bypass import Layers, Reading
 
 torch.manual_seed(0)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from probes.recurrent import decoding
-from probes.recurrent.decoding import Decoded, Sequences, decode
-from probes.recurrent.novelty import novelty, principal
+from probes.recurrent.states import decoding
+from probes.recurrent.states.decoding import Decoded, Sequences, decode
+from probes.recurrent.states.novelty import novelty, principal
 
 T, B = 700, 12
 

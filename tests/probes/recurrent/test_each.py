@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from probes.errors import AnalyzerError
-from probes.recurrent import layer, replay
-from probes.recurrent.deposit import norms
-from probes.recurrent.record import StateGradients
-from probes.recurrent.split import recorded
+from probes.recurrent.backward import layer, replay
+from probes.recurrent.backward.deposit import norms
+from probes.recurrent.backward.record import StateGradients
+from probes.recurrent.watching.split import recorded
 
 MODULES = {
     "lstm": ("LSTM", {"num_layers": 2}),

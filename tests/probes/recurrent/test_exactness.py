@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from probes.recurrent.split import recorded
+from probes.recurrent.watching.split import recorded
 
 TOLERANCE = 1e-12
 SAMPLES, TIMESTEPS, INPUTS, UNITS = 3, 7, 4, 5

@@ -9,8 +9,8 @@ from torch.func import jacrev
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from probes.base import Batch, Subject
-from probes.recurrent.cells import Weights
-from probes.recurrent.jacobian import Linearized, all_rows, random_rows, reach
+from probes.recurrent.backward.cells import Weights
+from probes.recurrent.reach.jacobian import Linearized, all_rows, random_rows, reach
 from probes.state_reach import StateReach
 
 INPUTS, UNITS, SAMPLES, TIMESTEPS = 3, 5, 3, 9

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from probes.recurrent.split import recorded
+from probes.recurrent.watching.split import recorded
 
 TOLERANCE = 1e-12
 INPUTS, UNITS, SAMPLES, TIMESTEPS = 4, 5, 3, 8

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from probes.recurrent import halves, outer
-from probes.recurrent.halves import Terms, halved
-from probes.recurrent.outer import Outer, inner, own_inner
+from probes.recurrent.shares import halves, outer
+from probes.recurrent.shares.halves import Terms, halved
+from probes.recurrent.shares.outer import Outer, inner, own_inner
 
 SPANS = ((0, 3), (3, 7), (7, 8))
 """Columns of three weights; a last column belongs to none."""

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from probes.recurrent.loops import plain_loops, stepwise
-from probes.recurrent.split import recorded
-from probes.recurrent.truncate import truncated
+from probes.recurrent.truncation.loops import plain_loops, stepwise
+from probes.recurrent.truncation.truncated import truncated
+from probes.recurrent.watching.split import recorded
 
 INPUTS, UNITS, SAMPLES, TIMESTEPS = 3, 4, 2, 11
 

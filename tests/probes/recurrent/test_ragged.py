@@ -7,8 +7,8 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from probes.errors import AnalyzerError
-from probes.recurrent.cells import Weights, rnn_gates
-from probes.recurrent.split import recorded
+from probes.recurrent.backward.cells import Weights, rnn_gates
+from probes.recurrent.watching.split import recorded
 
 TOLERANCE = 1e-12
 INPUTS, UNITS = 4, 5

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError, NotApplicable
 from probes.model.taps import untouched
-from probes.recurrent.watch import Read, first_samples, read
+from probes.recurrent.watching.watch import Read, first_samples, read
 
 T, B, INPUTS, UNITS = 6, 3, 4, 5
 Trained = Callable[..., nn.RNNBase]

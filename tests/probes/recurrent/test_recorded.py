@@ -10,7 +10,7 @@ from torch.overrides import _get_current_function_mode
 from torch.utils.checkpoint import checkpoint
 
 from probes.errors import AnalyzerError, NotApplicable
-from probes.recurrent.split import recorded
+from probes.recurrent.watching.split import recorded
 
 
 class Tagger(nn.Module):

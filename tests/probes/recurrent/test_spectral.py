@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from probes.base import Subject
-from probes.recurrent import spectral
-from probes.recurrent.cells import Weights
-from probes.recurrent.jacobian import Linearized
-from probes.recurrent.spectral import TOLERANCE, spectral_norms
+from probes.recurrent.backward.cells import Weights
+from probes.recurrent.reach import spectral
+from probes.recurrent.reach.jacobian import Linearized
+from probes.recurrent.reach.spectral import TOLERANCE, spectral_norms
 from probes.state_reach import StateReach
 
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from probes.base import Batch, Subject
 from probes.model.taps import untouched
-from probes.recurrent.reading import Reading
-from probes.recurrent.tangent import Spectrum, advance, locals_of, spectrum
-from probes.recurrent.watch import read
+from probes.recurrent.reach.tangent import Spectrum, advance, locals_of, spectrum
+from probes.recurrent.watching.reading import Reading
+from probes.recurrent.watching.watch import read
 
 INPUTS, UNITS, B = 3, 5, 2
 Trained = Callable[..., nn.RNNBase]

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from probes.errors import AnalyzerError
-from probes.recurrent.split import recorded
-from probes.recurrent.truncate import truncated, truncated_at
+from probes.recurrent.truncation.truncated import truncated, truncated_at
+from probes.recurrent.watching.split import recorded
 
 TOLERANCE = 1e-12
 INPUTS, UNITS, SAMPLES = 4, 5, 3

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from probes.recurrent.split import recorded
+from probes.recurrent.watching.split import recorded
 
 INPUTS, UNITS, SAMPLES, TIMESTEPS = 3, 4, 2, 6
 

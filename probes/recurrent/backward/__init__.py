@@ -1,0 +1,1 @@
+"""One recurrent layer: what it computed, and exact backpropagation through its time."""

@@ -1,0 +1,1 @@
+"""How strongly a final state depends on earlier states and inputs."""

@@ -1,0 +1,1 @@
+"""What every timestep adds to the gradients of weights that all timesteps share."""

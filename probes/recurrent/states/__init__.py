@@ -1,0 +1,1 @@
+"""What the states of recurrent layers look like and hold."""

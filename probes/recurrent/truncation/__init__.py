@@ -1,0 +1,1 @@
+"""Gradients of truncated backpropagation through time, of all lengths at once."""

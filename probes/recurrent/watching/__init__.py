@@ -1,0 +1,1 @@
+"""A model whose recurrent layers are watched, recorded or replaced while it runs."""
