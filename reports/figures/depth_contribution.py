@@ -201,7 +201,9 @@ def _tiles(trace: xr.Dataset, found: Sequence[Estimate], findings: Sequence[Find
     tried = [part for part in found if not isnan(part.value)]
     idle = _marked(findings)
     total, samples = number_of(trace, "removable"), number_of(trace, "ablated_samples")
-    loss = float(array(trace, "intact_loss", "sample").mean())
+    # Losses may be infinite with either sign, whose mean is nan.
+    with np.errstate(invalid="ignore"):
+        loss = float(array(trace, "intact_loss", "sample").mean())
     few = next((f for f in findings if f.code == "removable-blocks"), None)
     tiles = [
         Tile("Idle blocks", f"{len(idle)} of {len(tried)}", "left out one at a time"),
