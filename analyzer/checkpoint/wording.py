@@ -25,7 +25,8 @@ def cause(error: BaseException) -> str:
     """Say in a few words why a reader gave up; torch buries the reason in advice."""
     text = str(error)
     if text.startswith("Weights only load failed"):
-        text = text.partition("\n\nCheck the documentation")[0].rpartition("\n\n")[2]
+        text = text.partition("\n\nCheck the documentation")[0]
+        text = text.partition("trusted source.")[2].strip() or text
         text = text.rpartition("WeightsUnpickler error: ")[2]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return shortened(lines[0]) if lines else type(error).__name__
