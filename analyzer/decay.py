@@ -33,6 +33,9 @@ FLOOR = 1e-3
 CONTRADICTED = 2.326
 """Standard deviations beyond which, one time in a hundred, a true law would deviate."""
 
+_UNTESTED = 3
+"""Samples that know both ends of an increment, up to which its error is too uncertain to test."""
+
 _EXPONENTS = np.geomspace(0.1, 3, 137)
 _PARAMETERS = np.array([1, 1, 2])
 
@@ -104,7 +107,7 @@ def decay(
         return Decay(samples=len(values))
     values, steps = values[:, chosen], steps[chosen]
     increments = _increments(values, _weights(len(values), seed, resamples))
-    rates = -np.nansum(increments, 1) / (steps[-1] - steps[0])
+    rates = _rates(increments, np.diff(steps))
     slowest, fastest = _interval(rates[1:])
     fit = _fitted(increments[:1], steps)
     best = int(fit.criterion[0].argmin())
@@ -178,6 +181,13 @@ def _increments(values: Values, weights: Values) -> Values:
         return np.where(below > 0, above / below, nan)
 
 
+def _rates(increments: Values, widths: Values) -> Values:
+    """Mean decay over the increments that are known; nan where none is: (resample,)."""
+    spanned = np.isfinite(increments).astype(np.float64) @ widths
+    with np.errstate(invalid="ignore"):
+        return np.asarray(-np.nansum(increments, 1) / spanned)
+
+
 def _fitted(increments: Values, steps: Values) -> _Fit:
     """Fit every law to increments by least squares, each weighted by its variance."""
     scale = 1 / np.sqrt(np.diff(steps))
@@ -215,6 +225,8 @@ def _holds(values: Values, curve: Values, steps: Values, parameters: int) -> boo
     """
     changes = np.diff(values, axis=1)
     count = np.isfinite(changes).sum(0)
+    if count.min() <= _UNTESTED:
+        return False
     variance = np.nanvar(changes, axis=0, ddof=1) / count + FLOOR**2 * np.diff(steps)
     deviation = np.square(np.nanmean(changes, axis=0) - np.diff(curve)) / variance
     free = len(deviation) - parameters

@@ -140,7 +140,7 @@ def _over_time(
     most = max(losses, key=lambda name: np.nan_to_num(losses[name].value, nan=-np.inf))
     beyond = losses[most].value - loss.value
     others = f"; most in {most}, {10 ** losses[most].value:.3g}" if beyond > 0.5 else ""
-    vanishes = loss.value > 0
+    vanishes = loss.value >= 0
     size = loss if vanishes else Estimate(-loss.value, -loss.high, -loss.low, loss.samples)
     severity = at_most(size, limits.warn_decades)
     change = f"{'shrinks' if vanishes else 'grows'} by a factor of {10**size.value:.3g} ("

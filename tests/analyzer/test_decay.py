@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import chi2
 
-from analyzer.decay import EXPONENTIAL, POWER, STRETCHED, UNDECIDED, decay
+from analyzer.decay import EXPONENTIAL, POWER, STRETCHED, UNDECIDED, _fitted, _holds, decay
 
 LAGS = np.arange(1, 201)
 TAU = 25.0
@@ -155,3 +156,134 @@ def test_the_same_seed_gives_the_same():
     logs = wandering(EXPONENTIAL)
     assert decay(logs, LAGS) == decay(logs, LAGS)
     assert decay(logs, LAGS).low != decay(logs, LAGS, seed=1).low
+
+
+def test_two_lags_have_a_time_and_two_samples_an_interval():
+    found = decay([[0.0, -2.0], [0.0, -4.0]], [1, 3])
+    assert found.tau == pytest.approx(2 / 3)
+    assert (found.low, found.high) == pytest.approx((0.5, 1.0))
+    assert 0 < found.support <= 1
+    assert (found.lags, found.law) == ((1, 3), UNDECIDED)
+
+
+def test_the_time_is_that_of_the_mean_over_all_samples():
+    logs = wandering(EXPONENTIAL, step=0.3)
+    found = decay(logs, LAGS)
+    assert found.tau == pytest.approx(199 / -np.diff(logs.mean(0)[[0, -1]]).item())
+
+
+def test_one_resample_is_one_vote():
+    logs = wandering(EXPONENTIAL, step=0.5)
+    found = [decay(logs, LAGS, resamples=1, seed=seed) for seed in range(40)]
+    assert {one.support for one in found} == {0, 1}
+    assert all(one.low == one.high for one in found)
+
+
+def test_the_interval_is_that_of_the_mean_rate():
+    """Straight lines: the mean of 64 rates has a standard error, which is known."""
+    rates = np.random.default_rng(7).normal(0.04, 0.004, 64)
+    found = decay(-rates[:, None] * LAGS, LAGS, resamples=6000)
+    width = 2 * 1.96 * rates.std() / 8
+    assert found.tau == pytest.approx(1 / rates.mean())
+    assert 1 / found.low - 1 / found.high == pytest.approx(width, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("power", "size", "law"),
+    [(3.0, 100, UNDECIDED), (2.9, 100, STRETCHED), (0.1, 1e-9, UNDECIDED), (0.12, 1e-7, STRETCHED)],
+)
+def test_a_power_at_the_end_of_the_grid_is_another_law(power, size, law):
+    found = decay(np.tile(-((LAGS / size) ** power), (16, 1)), LAGS)
+    assert (found.law, found.best, found.support) == (law, STRETCHED, 1)
+
+
+def test_what_stays_the_same_does_not_decay():
+    found = decay(np.zeros((16, 200)), LAGS)
+    assert (found.law, found.tau, found.low, found.high) == (UNDECIDED, *[math.inf] * 3)
+
+
+def test_all_resamples_are_enough_for_the_strictest():
+    assert decay(np.tile(TRUTH[POWER], (16, 1)), LAGS, clear=1.0).law == POWER
+
+
+@pytest.mark.parametrize(("known", "last"), [(8, 200), (7, 100)])
+def test_lags_that_half_of_the_samples_know_count(known, last):
+    logs = np.tile(TRUTH[EXPONENTIAL], (16, 1))
+    logs[known:, 100:] = np.nan
+    assert decay(logs, LAGS).lags[-1] == last
+
+
+@pytest.mark.parametrize(("peak", "first"), [(99, 100), (100, 101), (101, 1)])
+def test_a_peak_in_the_second_half_is_no_start(peak, first):
+    assert decay(np.tile(-abs(LAGS - 1.0 - peak), (16, 1)), LAGS).lags[0] == first
+
+
+def test_no_samples_are_nothing():
+    found = decay(np.empty((0, 30)), np.arange(30))
+    assert (found.samples, found.lags) == (0, ())
+
+
+def residual(observed, shape, widths):
+    """Sum of squares that a law of one size leaves, by a solver for least squares."""
+    weight = 1 / np.sqrt(widths)
+    solved = np.linalg.lstsq((shape * weight)[:, None], observed * weight, rcond=None)
+    return solved[1][0], solved[0][0]
+
+
+def test_laws_are_compared_by_akaike_over_weighted_increments():
+    steps = np.array([1, 2, 4, 7, 12, 20, 33, 50, 80, 120, 200], float)
+    widths, noise = np.diff(steps), np.random.default_rng(3).normal(0, 0.01, (2, 10))
+    laws = np.stack([steps**0.6, 0.1 * steps**1.2])
+    observed = -0.3 * np.diff(laws) + noise * np.sqrt(widths)
+    fit = _fitted(observed, steps)
+    grid = np.geomspace(0.1, 3, 137)
+    for row, own in enumerate(observed):
+        powers = [residual(own, -np.diff(steps**power), widths)[0] for power in grid]
+        alone = [residual(own, -np.diff(time), widths)[0] for time in (steps, np.log1p(steps))]
+        expected = [
+            10 * np.log(rest / 10 + 1e-6) + 2 * parameters
+            for rest, parameters in zip([*alone, min(powers)], [1, 1, 2], strict=True)
+        ]
+        assert fit.criterion[row] == pytest.approx(expected, rel=1e-9)
+        if row == 0:
+            slope = residual(own, -np.diff(np.log1p(steps)), widths)[1]
+            assert fit.exponents[1:] == pytest.approx([slope, grid[np.argmin(powers)]])
+            straight = residual(own, -widths, widths)[1] * (1 - steps)
+            bent = steps ** grid[np.argmin(powers)]
+            bent *= residual(own, -np.diff(bent), widths)[1]
+            assert fit.curves[0] == pytest.approx(straight)
+            assert fit.curves[2] == pytest.approx(bent[0] - bent)
+
+
+@pytest.mark.parametrize("parameters", [1, 2])
+@pytest.mark.parametrize("noise", [0.0, 0.004])
+def test_a_law_is_contradicted_beyond_the_quantile_of_chi_squared(parameters, noise):
+    """Of ten lags, which samples know to unequal numbers, with all of the allowance or none."""
+    steps = np.array([1, 2, 4, 8, 16, 32, 64, 100, 150, 200], float)
+    values = np.random.default_rng(5).normal(0, noise, (12, 10)).cumsum(1)
+    values[:4, 9], values[:2, 6:] = np.nan, np.nan
+    changes = [column[np.isfinite(column)] for column in np.diff(values, axis=1).T]
+    variance = np.array([own.var(ddof=1) / len(own) for own in changes]) + 1e-6 * np.diff(steps)
+    edge = chi2.ppf(0.99, 9 - parameters) * (8 - 1) / (8 - 3)
+    for factor, holds in ((0.99, True), (1.01, False)):
+        away = np.sqrt(factor * edge * variance / 9)
+        curve = np.cumsum([0.0, *(np.array([own.mean() for own in changes]) + away)])
+        assert _holds(values, curve, steps, parameters) is holds
+
+
+@pytest.mark.parametrize(("both", "law"), [(0, UNDECIDED), (3, UNDECIDED), (4, EXPONENTIAL)])
+def test_a_step_that_few_samples_take_does_not_slow_the_decay(both, law):
+    """Half of the samples know the first lags and half the later ones, and a few all of them."""
+    logs = np.tile(TRUTH[EXPONENTIAL], (20, 1))
+    logs[:10, 60:] = np.nan
+    logs[10 + both :, :60] = np.nan
+    found = decay(logs, LAGS)
+    assert found.law == law
+    assert (found.tau, found.low, found.high) == pytest.approx((TAU, TAU, TAU))
+    assert np.isfinite(found.fitted).all()
+
+
+def test_where_no_sample_knows_two_lags_there_is_no_time():
+    found = decay([[0.0, np.nan], [np.nan, -1.0]], [1, 2])
+    assert math.isnan(found.tau)
+    assert found.law == UNDECIDED

@@ -155,6 +155,19 @@ def test_what_a_fused_lstm_keeps_for_itself_is_seen() -> None:
     assert row(trace, "passing", "rnn")[2] > 5 * output
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+def test_what_a_fused_lstm_needs_while_it_serves_is_seen() -> None:
+    trace = measured(Recurrent(nn.LSTM, 1), 8, 50, 3, samples=8)
+    outputs = [n * t * 16 * FLOAT for n, t in ((2, 50), (4, 50), (8, 50), (2, 25), (2, 37))]
+    # The output, states of all timesteps as large, the input turned, and states before and after.
+    expected = [2 * size + size // 16 * 3 for size in outputs]
+    expected = [
+        size + 4 * n * 16 * FLOAT for size, n in zip(expected, (2, 4, 8, 2, 2), strict=True)
+    ]
+    assert trace["serving_live"].to_numpy().tolist() == expected
+    assert trace.attrs["serving_place"] == "rnn"
+
+
 @pytest.mark.parametrize(("kind", "layers", "outputs"), [(nn.GRU, 1, 3), (nn.RNN, 2, 2)])
 def test_gradients_within_a_recurrent_layer_are_as_wide_as_gates_and_layers(
     kind: type[nn.RNNBase], layers: int, outputs: int

@@ -90,7 +90,7 @@ NETWORKS = {
         309633, 0.5, "Silero", {"time_axis": 1, "sample_rate": 16000.0},
     ),
     "sleepecg": Network(
-        "sleep_stages", {"sleepecg": "sleepecg==0.6.0"}, 0, 0.02,
+        "sleep_stages", {"sleepecg": "sleepecg==0.6.0"}, 7308, 0.02,
         spec={"checkpoint": None, "loss": "cross_entropy"},
     ),
     "uzmorph": Network(

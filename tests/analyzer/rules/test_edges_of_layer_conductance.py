@@ -60,3 +60,31 @@ def test_decisions_that_cancel_are_decisions() -> None:
 def test_an_error_of_exactly_the_tolerance_is_small_enough(error: float, coarse: bool) -> None:
     dataset = exact([1.0, 0.5], [1.0, -2.0] * 20, error)
     assert (judged(dataset, tolerance=0.25).severity is Severity.INCONCLUSIVE) is coarse
+
+
+@pytest.mark.parametrize(("share", "bypassed"), [(0.75, False), (1.25, False), (1.375, True)])
+def test_a_share_of_exactly_the_tolerance_beside_the_whole_is_the_whole(
+    share: float, bypassed: bool
+) -> None:
+    finding = judged(exact([1.0, share], [1.0, -2.0] * 20), tolerance=0.25)
+    assert finding.where == (("layer1",) if bypassed else ())
+
+
+def test_a_layer_whose_error_is_exactly_the_tolerance_is_not_called_coarse() -> None:
+    dataset = exact([1.0, 0.25], [1.0, -2.0] * 20, 0.25)
+    assert "coarsely" not in judged(dataset, tolerance=0.25).message
+    dataset["coarse"][:, 0] += 0.5 * dataset["difference"]
+    assert judged(dataset, tolerance=0.25).message.endswith("; too coarsely integrated: layer0")
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_why_nothing_can_be_said(scale: float) -> None:
+    coarse = "no layer's conductance is integrated to within 5% of the decision"
+    for count in (8, 20):  # 16 samples are just enough
+        finding = judged(exact([1.0, 0.5], [scale, -scale] * count, 0.5))
+        assert (finding.message, finding.samples) == (coarse, 2 * count)
+    undecided = exact([1.0, 0.5], [scale] * 40, 0.5)
+    undecided["difference"][:] = 0
+    assert judged(undecided).message == (
+        "no decision differs from that at the baseline, or none is finite"
+    )

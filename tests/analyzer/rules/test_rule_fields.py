@@ -517,3 +517,157 @@ def test_statistics_of_the_map_explain_them():
     assert finding.meaning == (
         "Statistics of the whole map carry it, which by convention do not count: norm1, norm2."
     )
+
+
+def on_two_axes(trace: xr.Dataset) -> xr.Dataset:
+    """Make a chain along time one along two axes."""
+    whole = ("status", "reason")
+    both = xr.concat([trace.assign_coords(axis=[name]) for name in "yx"], "axis", data_vars="all")
+    return both.assign({name: both[name].isel(axis=0) for name in whole})
+
+
+def test_a_layer_that_slides_along_one_axis_is_a_convolution():
+    trace = on_two_axes(theoretical([3, 5], 28))
+    trace["jump"][1, 0] = nan
+    assert found(trace, "theoretical-field").where == ("conv1",)
+
+
+def test_a_field_that_is_unknown_along_one_axis_is_unknown():
+    trace = on_two_axes(theoretical([3, 5], 28))
+    trace["size_without_gates"][1, 0] = nan
+    finding = found(trace, "theoretical-field")
+    assert finding.severity is Severity.INCONCLUSIVE
+    assert (finding.samples, finding.where) == (1, ("conv1",))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "covered", "meaning"),
+    [
+        (8, "sees 88% of the input", "No unit of a convolution can use what lies outside of its"),
+        (7, "covers the input", "Units of the last convolution can use the whole input."),
+        (4, "covers the input", "Units of the last convolution can use the whole input."),
+    ],
+)
+def test_both_sides_of_the_whole_input(inputs, covered, meaning):
+    finding = found(theoretical([3, 5, 7], inputs), "theoretical-field")
+    assert finding.message == (
+        f"a unit of the last convolution (conv2) {covered}: 7 of {inputs} positions"
+    )
+    assert finding.meaning.startswith(meaning)
+
+
+def test_the_smallest_side_of_a_field_is_its_value():
+    trace = on_two_axes(theoretical([3, 5], 28))
+    trace["size_without_gates"][1] = [9, 4]
+    assert found(trace, "theoretical-field").value == 4
+
+
+def test_a_theory_is_one_sample():
+    trace = theoretical([5, 7, 9, 11], 7, "UNKNOWN")
+    trace["minimal"][2, 0] = 99
+    findings = [*receptive_field(trace, ReceptiveFieldLimits())]
+    assert {finding.code: finding.samples for finding in findings} == {
+        "theoretical-field": 1,
+        "unproductive-layers": 1,
+        "window-wider-than-map": 1,
+        "field-unknown": 1,
+    }
+
+
+def test_what_covers_one_axis_is_still_of_use_along_the_other():
+    trace = on_two_axes(theoretical([5, 7, 9], 40))
+    trace["input_size"][:] = [7, 40]
+    unproductive = found(trace, "unproductive-layers")
+    assert unproductive.value == 0
+    assert unproductive.message.startswith("0 of 3 convolutions")
+    # Behind what sees everything along one axis only, a layer still counts.
+    trace["status"][2] = "WHOLE_INPUT"
+    assert trace["minimal_input"][2].to_numpy().tolist() == [7, 7]
+    assert found(trace, "unproductive-layers").meaning == (
+        "Every convolution adds context, and would with inputs down to 7 x 8."
+    )
+    trace["minimal"][1] = trace["minimal_input"][1] + [7, 7]
+    codes = [finding.code for finding in receptive_field(trace, ReceptiveFieldLimits())]
+    assert "window-wider-than-map" not in codes
+
+
+def test_the_depth_to_cut_after_is_that_of_the_last_that_adds():
+    assert found(theoretical([5, 7, 9, 11, 13], 9), "unproductive-layers").action == (
+        "Use larger inputs, or compare with a network of the 3 convolutions that add context, cut "
+        "after conv2."
+    )
+
+
+def test_the_first_unknown_layer_and_its_reason_are_named():
+    trace = theoretical([3, 5, 7], 28, "UNKNOWN")
+    trace["status"][1] = "UNKNOWN"
+    trace["reason"][1] = "topk is not known"
+    unknown = found(trace, "field-unknown")
+    assert unknown.message == "the field of 2 layers is unknown from conv1 on: topk is not known"
+    assert unknown.where == ("conv1", "conv2")
+
+
+def test_a_theoretical_field_that_is_unknown_along_one_axis_is_unknown():
+    trace = two_axes(1.0)
+    trace["theoretical"][0, 1] = nan
+    assert "its theoretical field is unknown, the input 100 x 150" in judged(trace).message
+
+
+def test_a_source_is_told_of_a_requirement_only():
+    trace = effective([20.0])
+    assert judged(trace).limit_source == ""
+    required = judged(trace, required=10.0)
+    assert required.limit_source.startswith("set by the user")
+    assert (required.relation, required.action) == (">=", "None.")
+    assert judged(trace, required=30.0).action == (
+        "Enlarge the field: more depth, stride, dilation or larger kernels."
+    )
+
+
+@pytest.mark.parametrize(
+    ("ends", "meaning"),
+    [
+        ((1.5, 2.0, 2.5), "Whether training changed its size is not certain: it is 2 times"),
+        ((1.51, 2.0, 2.5), "Training widened the field: it is 2 times"),
+        ((0.2, 0.4, 0.5), "Whether training changed its size is not certain: it is 0.4 times"),
+        ((0.2, 0.4, 0.49), "Training narrowed the field: it is 0.4 times"),
+        ((0.2, 0.5, 2.5), "Training hardly changed its size: it is 0.5 times"),
+        ((0.2, 1.5, 2.5), "Training hardly changed its size: it is 1.5 times"),
+        ((0.2, 1.6, 2.5), "Whether training changed its size is not certain: it is 1.6 times"),
+    ],
+)
+def test_ratios_of_exactly_the_limit_change_nothing(ends, meaning):
+    trace = effective([1.0])
+    for name, value in zip(("diameter_low", "diameter", "diameter_high"), ends, strict=True):
+        trace[name][0] = value
+    trace["null_diameter"] = ("null", "layer"), [[1.0], [1.0]]
+    assert meaning in judged(trace, untrained=0.5).meaning
+
+
+def test_the_axis_that_changed_most_decides_whether_a_field_converged():
+    trace = two_axes(1.0)
+    trace["half_sample_sigma"] = ("layer", "axis"), [[3.0, 4.5]]
+    finding = judged(trace)
+    assert finding.severity is Severity.INCONCLUSIVE
+    assert finding.meaning.startswith(
+        "Half of the samples give a field 25% different: it has not converged."
+    )
+    assert judged(trace, convergence=0.25).severity is Severity.INFO
+
+
+def test_two_samples_are_enough_for_an_interval():
+    assert judged(effective([20.0], samples=2)).severity is Severity.INFO
+
+
+def test_limits_that_are_just_met_are_not_exceeded():
+    codes = [finding.code for finding in effective_field(two_axes(1.2), EffectiveFieldLimits())]
+    assert "field-elongation" not in codes
+    trace = effective([10.0, 20.0, 30.0])
+    trace["outside"][:] = [1e-6, 3e-6, 2e-6]
+    finding = judged(trace, "field-mismatch")
+    assert finding.where == ("conv1", "conv2")
+    assert finding.value == 3e-6
+    assert finding.message == (
+        "up to 3e-06 of the gradient's energy lies outside of the theoretical field, at 2 "
+        "convolutions: conv1, conv2"
+    )

@@ -10,6 +10,7 @@ from analyzer.findings import Finding, Severity
 from analyzer.limits import GeneralizationLimits
 from analyzer.rules.generalization import gap, generalization
 from analyzer.rules.jackknife import jackknife_interval
+from analyzer.rules.side_gradients import _direction, dimensions, null_alignment
 from analyzer.rules.sides import (
     HELD_OUT,
     TRAINED,
@@ -24,6 +25,7 @@ from analyzer.rules.sides import (
     stiffness_across,
     stiffness_within,
 )
+from analyzer.rules.verdicts import Estimate
 
 NONE = np.zeros(1)
 
@@ -338,3 +340,215 @@ def test_what_was_learnt_rests_on_the_trained_side_alone() -> None:
 def test_what_is_right_is_told_in_percents() -> None:
     finding = judged(made(A, B, wrong=(0.1, 0.2)))["generalization-gap"]
     assert "; right are 90 % and 80.5 %" in finding.message
+
+
+def split(trace: xr.Dataset, factors: list[float]) -> xr.Dataset:
+    """Layers whose gradients held out are so many times those of all layers together."""
+    names = [f"layer{at}" for at in range(len(factors))]
+    wide = xr.concat([trace] * len(factors), "layer", data_vars="minimal").assign_coords(
+        layer=names, dimensions=("layer", [0] * len(factors))
+    )
+    held = (wide["side"] == HELD_OUT).to_numpy()[:, None]
+    square = wide["square"].transpose("sample", "layer")
+    wide["square"] = square * np.where(held, np.square(factors), 1.0)
+    return wide
+
+
+def test_the_alignment_is_told_in_full() -> None:
+    null = noisy(41, SIDEWAYS, 0.9, 5)
+    finding = judged(made(A, B, null))["gradient-alignment"]
+    found, chance = alignment(*sides(made(A, B)), NONE)[0], null_alignment(made(A, B, null))
+    most = ceiling(*sides(made(A, B)))[0]
+    assert chance.value == pytest.approx(cosine(A, null))
+    alone = (
+        f"the mean gradients of both sides have a cosine of {cosine(A, B):.2f} [{found.low:.2f}, "
+        f"{found.high:.2f}]; at these numbers of samples two of one direction would reach "
+        f"{most:.2f}"
+    )
+    assert finding.message == (
+        f"{alone}, and with each other's targets those held out have one of {cosine(A, null):.2f} "
+        f"[{chance.low:.2f}, {chance.high:.2f}]"
+    )
+    assert judged(made(A, B))["gradient-alignment"].message == alone
+    assert (finding.value, finding.samples) == (pytest.approx(cosine(A, B)), 101)
+
+
+def test_checkpoints_from_before_are_advised_where_training_over_fits() -> None:
+    a = noisy(60, FORWARD, 0.4, 1)
+    for b, stop in ((-FORWARD, True), (FORWARD, False), (0.3 * FORWARD + SIDEWAYS, False)):
+        finding = judged(made(a, noisy(60, b, 0.4, 4)))["gradient-alignment"]
+        assert finding.action.startswith("Compare with checkpoints from before") is stop
+        assert (finding.action == "None.") is not stop
+    barely = judged(made(a, noisy(60, SIDEWAYS - 0.3 * FORWARD, 0.4, 4)))["gradient-alignment"]
+    assert -1 < barely.high < 0
+    assert barely.action != "None."
+
+
+def test_samples_of_exchanged_targets_count_where_they_are_known() -> None:
+    null = noisy(41, SIDEWAYS, 0.9, 5)
+    for known, told in ((1, False), (2, True), (3, True)):
+        some = null.copy()
+        some[known:] = np.nan
+        trace = made(A, B, null)
+        gone = np.flatnonzero((trace["side"] == HELD_OUT).to_numpy())[known:]
+        for name in trace.data_vars:
+            if "_null" in str(name):
+                trace[name][gone] = np.nan
+        assert isnan(null_alignment(trace).value) is not told
+        found = judged(trace)
+        for code in ("gradient-alignment", "gradient-coherence"):
+            assert ("with each other's targets" in found[code].message) is told
+
+
+def test_the_coarsest_projection_counts() -> None:
+    trace = split(made(A, B), [1.0, 1.0, 1.0])
+    for kept, fewest in (
+        ([0, 64, 32], 32),
+        ([0, 0, 0], 0),
+        ([9, 1, 4], 1),
+        ([64, 16, 32], 16),
+        ([0, 1, 0], 1),
+    ):
+        assert dimensions(trace.assign_coords(dimensions=("layer", kept))) == fewest
+
+
+def test_gradients_by_layer_are_told_the_largest_first() -> None:
+    finding = judged(split(made(A, B), [0.5, 5.0, 9.0]))["gradient-ratio"]
+    size = size_ratio(A, B)
+    assert finding.message == (
+        f"the gradient of a sample held out is {size:.3g} times that of one trained on: least in "
+        f"layer0 ({0.5 * size:.3g}), most in layer2 ({9 * size:.3g}); clearly above the whole "
+        "network in layer2, layer1"
+    )
+    assert finding.where == ("layer2", "layer1")
+    two = judged(split(made(A, B), [1.0, 0.5]))["gradient-ratio"]
+    assert two.message.endswith(
+        f": least in layer1 ({0.5 * size:.3g}), most in layer0 ({size:.3g})"
+    )
+    alone = f"the gradient of a sample held out is {size:.3g} times that of one trained on"
+    assert judged(made(A, B))["gradient-ratio"].message == alone
+
+
+def test_layers_without_gradients_have_no_ratio() -> None:
+    trace = split(made(A, B), [1.0, 2.0, 0.5])
+    trace["square"][:, 1] = 0
+    message = judged(trace)["gradient-ratio"].message
+    assert f"least in layer2 ({0.5 * size_ratio(A, B):.3g}), most in layer0" in message
+    trace["square"][:] = 0
+    assert judged(trace)["gradient-ratio"].message.endswith("times that of one trained on")
+
+
+def test_coherence_is_told_in_full() -> None:
+    finding = judged(made(A, B))["gradient-coherence"]
+    helped = [
+        len(values) * (values.mean(0) ** 2).sum() / (values**2).sum(1).mean() for values in (A, B)
+    ]
+    noise = np.var(A, axis=0, ddof=1).sum()
+    scale = noise / ((A.mean(0) ** 2).sum() - noise / len(A))
+    text = (
+        f"the gradients of two samples have a cosine of {within(A):.2f} within the training data, "
+        f"{within(B):.2f} within those held out and {across(A, B):.2f} across; a sample helps "
+        f"{helped[0]:.3g} of 60 and {helped[1]:.3g} of 41 on average, itself included; "
+    )
+    assert finding.message == (
+        f"{text}a batch of {scale:.3g} training samples has as much noise as signal"
+    )
+    cancelling = np.concatenate([A - A.mean(0), A.mean(0) - A]) + 0.01 * FORWARD
+    unclear = judged(made(cancelling, B))["gradient-coherence"]
+    assert unclear.message.endswith("no common direction of the training data is to be seen")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "absent", "message"),
+    [
+        ("the loss is not known", "", "the loss is not known"),
+        ("", "the layers have no weights", "the layers have no weights"),
+        ("the loss is not known", "the layers have no weights", "the loss is not known"),
+        ("", "", "no gradient reaches a weight"),
+    ],
+)
+def test_why_there_are_no_gradients(refusal: str, absent: str, message: str) -> None:
+    trace = made(A, B).drop_vars("square").assign_attrs(refusal=refusal, not_measured=absent)
+    finding = judged(trace)["gradient-alignment"]
+    assert finding.severity is Severity.INCONCLUSIVE
+    assert (finding.message, finding.action, finding.samples) == (message, "None.", 101)
+
+
+def test_signal_below_zero_by_chance_is_none() -> None:
+    values = np.array([[1.0], [-1.0], [1.0], [-1.0], [0.5]])
+    side = sides(made(values, B[:, :1]))[0]
+    assert reliability(side)[0] < 0
+    assert isinf(noise_scale(side)[0])
+    assert ceiling(side, side)[0] == 0
+
+
+def test_two_samples_have_a_cosine_without_an_interval_and_three_have_one() -> None:
+    two, three = (stiffness_within(sides(made(A[:count], B))[0])[0] for count in (2, 3))
+    assert two.value == pytest.approx(within(A[:2]))
+    assert np.isnan([two.low, two.high]).all()
+    low, high = jackknife_interval(within(A[:3]), [within(a) for a in without(A[:3])])
+    assert (three.low, three.high) == pytest.approx((float(low), float(high)))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_samples_of_one_side(count: int) -> None:
+    both = sides(made(A, B).isel(sample=slice(len(A) + count)))
+    found = stiffness_across(*both)[0]
+    assert (isnan(found.low), isnan(ratio(*both)[0].low)) == (count == 1, count == 1)
+    if count == 2:
+        halves = [
+            np.diff(jackknife_interval(0.0, rest), axis=0).item() / 2
+            for rest in (
+                [np.delete(both[0].cosine_other, row).mean() for row in range(len(A))],
+                [*both[1].cosine_other[::-1, 0]],
+            )
+        ]
+        assert found.high - found.value == pytest.approx(np.hypot(*halves))
+
+
+def test_a_sample_is_known_where_its_gradient_is() -> None:
+    trace = made(A, B)
+    trace["cosine_other"][3] = trace["cosine_other"][70] = np.nan
+    assert [side.samples for side in sides(trace)] == [60, 41]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_intervals_of_cosines_end_at_one(sign: int) -> None:
+    a, b = noisy(60, FORWARD, 0.3, 1), noisy(60, sign * FORWARD, 0.3, 2)
+    found = alignment(*sides(made(a, b)), np.array([1.0]))[0]
+    inner = alignment(*sides(made(a, b)), NONE)[0]
+    assert abs(inner.value) + 1.96 * (1 - inner.value**2) > 1
+    assert (found.high if sign > 0 else found.low) == sign
+    assert abs(found.low if sign > 0 else found.high) < 1
+
+
+@pytest.mark.parametrize(
+    ("ends", "chance", "most", "start"),
+    [
+        ((-0.5, 0.0), np.nan, 0.9, "What the training data still ask for"),
+        ((-0.5, -0.01), np.nan, 0.9, "A step that lowers the loss of the training data raises"),
+        ((0.0, 0.5), np.nan, 0.9, "What the training data still ask for"),
+        ((0.01, 0.5), np.nan, 0.9, "A step that lowers the loss of the training data lowers"),
+        ((-0.5, 0.25), np.nan, 0.3, "What the training data still ask for"),
+        ((-0.5, 0.25), np.nan, 0.29, "The gradients of samples cancel so far"),
+        ((-0.25, 0.75), np.nan, 0.9, "What the training data still ask for"),
+        ((-0.25, 0.875), np.nan, 0.9, "A few samples make up so much"),
+        ((0.25, 0.5), 0.25, 0.9, "A step that lowers the loss of the training data lowers that of "
+         "the data held out, too; with each other's targets it is not clearly less"),
+        ((0.25, 0.5), 0.24, 0.9, "A step that lowers the loss of the training data lowers that of "
+         "the data held out, too, and because of their targets"),
+    ],
+)  # fmt: skip
+def test_directions_at_their_limits(
+    ends: tuple[float, float], chance: float, most: float, start: str
+) -> None:
+    found, by_chance = Estimate(sum(ends) / 2, *ends, 64), Estimate(chance, chance, chance, 64)
+    assert _direction(found, by_chance, most).startswith(start)
+
+
+def test_sides_that_are_certain_to_have_nothing_in_common_are_not_opposed() -> None:
+    found = judged(made(np.tile(FORWARD, (32, 1)), np.tile(2 * SIDEWAYS, (32, 1))))
+    alignment_, sizes = found["gradient-alignment"], found["gradient-ratio"]
+    assert (alignment_.low, alignment_.high, alignment_.action) == (0, 0, "None.")
+    # Nor is a layer that is certain to be as the whole network above it.
+    assert (sizes.low, sizes.high, sizes.where) == (pytest.approx(2), pytest.approx(2), ())

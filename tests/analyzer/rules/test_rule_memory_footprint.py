@@ -219,7 +219,14 @@ def test_recurrent_layers_on_the_cpu_say_that_a_gpu_differs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(GIB, "1 GiB"), (MIB, "1 MiB"), (99.96 * MIB, "100 MiB"), (512, "0.5 KiB")]
+    ("count", "text"),
+    [
+        (GIB, "1 GiB"),
+        (MIB, "1 MiB"),
+        (99.96 * MIB, "100 MiB"),
+        (512, "0.5 KiB"),
+        (99.5 * MIB, "99.5 MiB"),
+    ],
 )
 def test_a_size_of_exactly_one_unit_is_written_in_it(count: float, text: str) -> None:
     assert size(count) == text
@@ -250,3 +257,7 @@ def test_the_layers_that_hold_half_are_named() -> None:
     even = trace()
     even["saved"][2] = [40 * MIB, 30 * MIB, 30 * MIB]
     assert judged(even)[0].where == ("first", "second")
+
+
+def test_the_samples_are_those_of_the_largest_pass() -> None:
+    assert [finding.samples for finding in judged(trace())] == [16, 16]

@@ -119,3 +119,30 @@ def test_states_are_told_as_far_as_anything_is_known_of_them() -> None:
         "inputs that decide less than half of the last state: lstm.l1 "
     )
     assert "Too few to tell the rank: lstm.l0 (200 of 640 independent positions)." in states.meaning
+
+
+def test_states_are_those_of_the_last_layer_and_of_samples_that_were_measured() -> None:
+    trace = stack([0.8, 0.3, 0.4], [12.3, 20.0, 5.0])
+    trace["state_change"][:40, 1] = nan
+    reach = half_reach(trace)
+    assert [part.samples for part in reach.values()] == [100, 60, 100]
+    assert reach["lstm.l1"].value == 2
+    _, states = stacked(trace)
+    assert states.value == 5
+    assert (states.samples, states.where) == (100, ("lstm.l0", "lstm.l1", "lstm.l2"))
+
+
+def test_a_reach_that_is_known_of_one_layer_is_told() -> None:
+    trace = stack([0.8, 0.3], [nan, nan])
+    trace["state_change"][:, 0] = nan
+    _, states = stacked(trace)
+    assert states.severity is Severity.INFO
+    assert states.message == (
+        "directions that the states fill: lstm.l0 an unknown number of 64, lstm.l1 an unknown "
+        "number of 64; last inputs that decide less than half of the last state: lstm.l1 2"
+    )
+    trace["state_change"][:] = nan
+    trace["effective_rank"][1] = 4.0
+    _, states = stacked(trace)
+    assert states.severity is Severity.INFO
+    assert states.message.endswith("lstm.l0 an unknown number of 64, lstm.l1 4.0 of 64")

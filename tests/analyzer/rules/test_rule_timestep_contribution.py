@@ -205,3 +205,64 @@ def test_as_many_samples_as_the_limit_asks_for_are_enough(missing):
     limits = TimestepContributionLimits(min_samples=float(SAMPLES + missing))
     few = ["too few" in finding.meaning for finding in timestep_contribution(dataset, limits)]
     assert few[-1] is bool(missing)
+
+
+def test_what_a_requirement_is_held_against_is_told_with_one_only():
+    dataset = trace({"l0.weight_ih": samples(10)})
+    (free, _), (set_, _) = judged(dataset), judged(dataset, required=8.0)
+    assert (free.relation, free.limit_source) == ("", "")
+    assert free.action == "Set timestep_contribution.required to have it judged."
+    assert set_.relation == ">="
+    assert set_.limit_source.startswith("set by the user")
+
+
+@pytest.mark.parametrize(("required", "told"), [(20.0, False), (21.0, True)])
+def test_sequences_as_long_as_required_are_long_enough(required, told):
+    finding, _ = judged(trace({"l0.weight_ih": samples(20)}), required=required)
+    assert finding.severity is (Severity.INCONCLUSIVE if told else Severity.WARN)
+    assert ("more than the sequences have" in finding.meaning) is told
+
+
+@pytest.mark.parametrize(("count", "few"), [(5, True), (6, False)])
+def test_both_verdicts_need_as_many_samples(count, few):
+    for finding in judged(trace({"l0.weight_ih": samples(4, count)}), min_samples=6.0):
+        assert ("too few" in finding.meaning) is few
+
+
+def test_a_weight_without_gradient_is_not_the_one_trained_by_the_fewest():
+    dataset = trace(
+        {
+            "lstm.l1.weight_ih": np.full((SAMPLES, STEPS), np.nan),
+            "lstm.l0.weight_ih": samples(10),
+            "lstm.l0.weight_hh": samples(3),
+        }
+    )
+    assert judged(dataset)[0].message.endswith("; fewest for lstm.l0.weight_hh, 3")
+
+
+def test_the_weight_that_agrees_least_is_named():
+    dataset = trace({"l0.weight_ih": samples(4), "l0.weight_hh": samples(4)})
+    dataset["sample_conflict"][:, 1] -= 0.2
+    _, finding = judged(dataset)
+    assert "agrees least for l0.weight_hh: cosine" in finding.message
+    assert finding.value == pytest.approx(0.2, abs=0.05)
+
+
+def test_a_part_that_is_just_reached_is_held():
+    assert steps_holding([0.5, 0.5], 0.5) == 1
+    assert steps_holding([2.0, 1.0, 1.0], 0.8) == 3
+
+
+def test_the_mean_gradient_is_held_against_the_squares_of_unequal_ones():
+    dataset = trace({"l0.weight_ih": samples(4)})
+    sizes = np.arange(1.0, SAMPLES + 1) / 100
+    dataset["sample_gradient"][:, 0] = sizes
+    dataset["gradient"][:] = sizes.mean()
+    expected = sizes.sum() ** 2 / (sizes**2).sum()
+    assert coherence(dataset, 0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("least", "told"), [(12.0, True), (12.5, False)])
+def test_a_coherence_of_exactly_the_limit_is_enough(least, told):
+    _, finding = judged(trace({"l0.weight_ih": samples(4)}), coherence=least)
+    assert finding.message.endswith("for the mean gradient") is told

@@ -230,3 +230,74 @@ def test_the_direction_that_keeps_more_is_the_entrance_whatever_its_sign():
         "lstm.l0": Estimate(-2.0, -2.0, -2.0, 9), "lstm.l0.reverse": Estimate(1.0, 1.0, 1.0, 9)
     }  # fmt: skip
     assert entrance(losses) == "lstm.l0.reverse"
+
+
+def test_the_entrance_of_a_stack_and_of_several():
+    def named(**layers):
+        losses = {name.replace("_", "."): Estimate(v, v, v, 9) for name, v in layers.items()}
+        return entrance(losses)
+
+    assert named(a_l0=1.0, a_l0_reverse=-2.0) == "a.l0"
+    assert named(a_l0=1.0, a_l0_reverse=1.0) == "a.l0"
+    assert named(a_l0=-5.0, b_l0=1.0) == "a.l0"
+
+
+def test_a_long_reverse_layer_is_followed_through_every_timestep():
+    values = np.tile(10 ** np.linspace(0, -4.0, 100), (30, 1))
+    losses = time_decades(trace({"lstm.l0.reverse": values}))
+    assert losses["lstm.l0.reverse"].value == pytest.approx(4.0 * (1 - 4 / 99))
+
+
+def test_the_cell_counts_although_some_samples_are_short():
+    dataset = trace({"lstm.l0": decaying(2.0)})
+    dataset["hidden_gradient_final"][:] = decaying(5.0)[:, None]
+    for name in ("hidden_gradient_final", "cell_gradient_final"):
+        dataset[name][:10, :, 15:] = np.nan
+    losses = time_decades(dataset.isel(sample=slice(10, None)))
+    assert losses["lstm.l0"].value == pytest.approx(2.0)
+    assert time_decades(dataset)["lstm.l0"].value == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "decades"), [(1e-37, 37), (1e-39, 38), (0.0, 38), (3e-38, 37.5229)]
+)
+def test_the_smallest_gradient_in_single_precision_ends_the_scale(first, decades):
+    values = decaying(0.0)
+    values[:] = 1.0
+    values[:, 0] = first
+    losses = time_decades(trace({"lstm.l0": values}))
+    assert losses["lstm.l0"].value == pytest.approx(decades, abs=1e-4)
+
+
+def test_one_last_step_without_gradient_leaves_a_sample_out():
+    values = np.tile(10 ** np.linspace(-4.0, 0, 100), (30, 1))
+    values[:12, 97] = 0
+    assert time_decades(trace({"lstm.l0": values}))["lstm.l0"].samples == 18
+
+
+def test_two_timesteps_without_gradient_are_not_called_one():
+    finding = judged(trace({"lstm.l0": np.zeros((3, 2))}))
+    assert finding.message == "no sample has a non-zero gradient at the last timestep"
+
+
+def test_a_layer_without_gradient_is_not_the_one_that_loses_most():
+    cells = {"a.l1": np.zeros((30, STEPS)), "a.l0": decaying(1.0), "a.l2": decaying(4.0)}
+    assert judged(trace(cells)).message.endswith("; most in a.l2, 1e+04")
+
+
+@pytest.mark.parametrize(
+    ("last", "text"),
+    [
+        (0.5, "of lstm.l0 grows by a factor of 2 (0.017 decades a step)"),
+        (1.0, "of lstm.l0 shrinks by a factor of 1 (0 decades a step)"),
+        (2.0, "of lstm.l0 shrinks by a factor of 2 (0.017 decades a step)"),
+        (1e29, "of lstm.l0 shrinks by a factor of 1e+29 (1.6 decades a step)"),
+        (1e30, "of lstm.l0 shrinks to nothing (by 30 decades or more, 1.7 decades a step)"),
+    ],
+)
+def test_small_changes_none_and_nothing_are_put_into_words(last, text):
+    values = np.ones((30, STEPS))
+    values[:, -1] = last
+    assert judged(trace({"lstm.l0": values})).message == (
+        f"from the last to the first of 19 timesteps the state gradient {text}"
+    )

@@ -10,7 +10,7 @@ import xarray as xr
 from analyzer.findings import Finding, Severity
 from analyzer.limits import WidthLimits
 from analyzer.rules.redundancy import twin_groups
-from analyzer.rules.width import filled, width
+from analyzer.rules.width import filled, short, untrained, width
 
 LIMITS = WidthLimits()
 GROUPS, UNITS = 10, 20
@@ -300,3 +300,105 @@ def test_groups_that_were_not_kept_leave_an_interval_open() -> None:
     trace["directions_without"][1:] = nan
     assert isnan(filled(trace)["conv0"].low)
     assert judged(trace, "width-wasted").severity is Severity.INCONCLUSIVE
+
+
+def test_shares_of_directions_end_at_nothing_and_at_all() -> None:
+    found = filled(layered([0.25, 19.75, 12.0]))
+    ends = {layer: (one.low, one.high) for layer, one in found.items()}
+    assert ends["conv0"] == (0, 0.75 / 20)
+    assert ends["conv1"] == (19.25 / 20, 1)
+    assert ends["conv2"] == (11.5 / 20, 12.5 / 20)
+
+
+def test_short_are_layers_that_are_read_unknown_and_lack_positions() -> None:
+    trace = layered([nan, nan, 8.0, nan])
+    trace["directions"][4] = nan
+    trace["independent"][:] = [150, 200, 150, 60, 60]
+    assert short(trace) == ["conv0 (150 of 200)", "conv3 (60 of 200)"]
+    assert judged(trace, "width-use").where == ("conv2",)
+
+
+def test_copies_in_which_a_layer_is_unknown_do_not_count() -> None:
+    trace = layered([5.0, 8.0])
+    trace["untrained_directions"][:] = [[16.0, nan, 3.0], [12.0, 13.0, 3.0]]
+    assert untrained(trace, ["conv0", "conv1"]) == 13 / 20
+    trace["untrained_directions"][:] = nan
+    assert isnan(untrained(trace, ["conv0", "conv1"]))
+    assert "untrained" not in judged(trace, "width-use").message
+
+
+@pytest.mark.parametrize(("directions", "share"), [([5, 8, 18], 2 / 3), ([10, 5, 18], 1 / 3)])
+def test_the_value_is_the_share_of_layers_below_the_limit(
+    directions: list[float], share: float
+) -> None:
+    finding = judged(layered(directions, 0.01), "width-wasted")
+    assert finding.value == share
+    assert finding.low <= finding.value <= finding.high
+
+
+def test_the_narrowest_layer_is_named_first() -> None:
+    finding = judged(layered([8.0, 2.0, 5.0, 18.0], None), "width-wasted")
+    assert finding.message == (
+        "3 of 4 layers fill less than 50% of the directions that their weights allow: conv1 (10%), "
+        "conv2 (25%), conv0 (40%)"
+    )
+    assert finding.where == ("conv0", "conv1", "conv2")
+
+
+def test_only_layers_that_were_restricted_are_judged() -> None:
+    trace = layered([18.0, 5.0, nan], 0.01)
+    trace.attrs["restricted"] = "conv1, conv2"
+    finding = judged(trace, "width-wasted")
+    assert finding.message == (
+        "1 of 1 layers fill less than 50% of the directions that their weights allow: conv1 (25%); "
+        "with all 2 layers before the output restricted to these directions at once the loss "
+        "changes by +1.0% [+1.0%, +1.0%]"
+    )
+    trace.attrs["restricted"] = "conv1"
+    assert "; with the layer before the output restricted to" in (
+        judged(trace, "width-wasted").message
+    )
+
+
+def test_what_follows_from_directions_and_loss() -> None:
+    needed = judged(layered([5.0, 5.0, 18.0], 0.2), "width-wasted")
+    assert (needed.meaning, needed.action) == (
+        "Directions with little variance carry what the output needs.", "None."
+    )  # fmt: skip
+    untested = judged(layered([5.0, 5.0, 18.0], None), "width-wasted")
+    assert untested.meaning.startswith("Most layers are wider than the variance of their states")
+    assert untested.action == "Train a narrower network and compare."
+    in_use = judged(layered([18.0, 18.0, 5.0], 0.01), "width-wasted")
+    assert (in_use.meaning, in_use.action) == ("Most layers use their width.", "None.")
+
+
+@pytest.mark.parametrize(
+    ("samples", "meaning", "action"),
+    [
+        (31, "31 samples are too few to judge.", "Audit at least 32 samples."),
+        (32, "The intervals reach across a limit.", "Audit more samples."),
+    ],
+)
+def test_doubt_about_width_is_explained(samples: int, meaning: str, action: str) -> None:
+    finding = judged(layered([5.0, 10.0], 0.01, samples=samples), "width-wasted")
+    assert finding.severity is Severity.INCONCLUSIVE
+    assert (finding.meaning, finding.action) == (meaning, action)
+
+
+def test_as_many_samples_as_the_limit_asks_for_are_enough_to_call_width_wasted() -> None:
+    finding = judged(layered([5.0, 5.0], 0.01, samples=32), "width-wasted")
+    assert finding.severity is Severity.WARN
+
+
+def test_layers_that_would_lose_most_parameters_are_named() -> None:
+    trace = layered([5.0, 5.0, 5.0, 5.0])
+    trace["parameters"][:] = [100, 300, 200, 50, 350]
+    trace["kept_parameters"][:] = [60, 290, 100, 49, 350]
+    finding = judged(trace, "unused-parameters")
+    assert finding.message == (
+        "15% of the 1,000 parameters of the layers would go if each were as wide as its "
+        "directions: conv2 100, conv0 40, conv1 10, conv3 1"
+    )
+    assert finding.where == ("conv2", "conv0", "conv1")
+    trace["kept_parameters"][:] = [60, 300, 200, 50, 350]
+    assert judged(trace, "unused-parameters").where == ("conv0",)
