@@ -344,3 +344,11 @@ def test_a_linear_network_learns_from_geometrically_fewer_earlier_steps():
     np.testing.assert_allclose(of["share"].sum("sample"), expected, rtol=1e-12)
     np.testing.assert_allclose(of["cosine"], 1)
     assert float(of["conflict"]) == pytest.approx(1)
+
+
+def test_without_the_only_sample_there_is_no_conflict_to_speak_of() -> None:
+    model = nn.LSTM(2, 3, batch_first=True)
+    subject = Subject(model, [torch.randn(1, 8, 2)])
+    trace = TimestepContribution()(subject)
+    assert trace["conflict"].notnull().all()
+    assert trace["conflict_without"].isnull().all()

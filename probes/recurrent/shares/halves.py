@@ -48,7 +48,7 @@ class Halved(NamedTuple):
     cosine: Tensor
     """Cosine of the first half with the second: (W,), nan where one of them is zero."""
     cosine_without: Tensor
-    """The same without each sample: (W, N)."""
+    """The same without each sample: (W, N), nan without the only one."""
     sample_norm: Tensor
     """Norm of the gradient of each sample: (W, N)."""
     sample_cosine: Tensor
@@ -74,6 +74,9 @@ def halved(terms: Sequence[Terms]) -> Halved:
     # <A - a, B - b> = <A, B> - <A, b> - <a, B> + <a, b>, of any two halves.
     cross_WNPP = products.cross + products.cross.transpose(2, 3)
     without_WNPP = products.whole[:, None] - cross_WNPP + products.own
+    if without_WNPP.shape[1] == 1:
+        # Nothing is left without the only sample; what would be divided is rounding.
+        without_WNPP = torch.zeros_like(without_WNPP)
     return Halved(
         products.whole.sum((1, 2)).clamp_min(0).sqrt(),
         _cosine(products.whole),
