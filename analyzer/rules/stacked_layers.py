@@ -96,8 +96,9 @@ def _depth(trace: xr.Dataset, limits: StackedLayersLimits) -> Finding:
             action="None.",
         )
     if verdict.severity is Severity.WARN:
+        each = "each " if len(verdict.named) > 1 else ""
         return finding(
-            message=f"{len(verdict.named)} of {total} recurrent layers can each be replaced by a "
+            message=f"{len(verdict.named)} of {total} recurrent layers can {each}be replaced by a "
             f"linear map of what it reads; the loss rises by less than {limits.idle:.0%} or "
             f"falls: {loss}",
             meaning="Their memory and nonlinearity add nothing on these data: the layer above "

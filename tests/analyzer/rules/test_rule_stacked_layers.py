@@ -43,7 +43,7 @@ def test_layers_that_a_linear_map_can_replace_are_named() -> None:
     assert finding.where == ("lstm.l1",)
     assert finding.action == "Train with 2 layers and compare."
     assert finding.message.startswith(
-        "1 of 3 recurrent layers can each be replaced by a linear map of what it reads; the loss "
+        "1 of 3 recurrent layers can be replaced by a linear map of what it reads; the loss "
         "rises by less than 5% or falls: lstm.l1 (+"
     )
     assert states.severity is Severity.INFO
