@@ -54,6 +54,7 @@ def test_layers_that_a_linear_map_can_replace_are_named() -> None:
     )
     both, _ = stacked(stack([0.8, 0.0, 0.01], [1.0, 1.0, 1.0]))
     assert both.action == "Train with 1 to 2 layers and compare."
+    assert both.message.startswith("2 of 3 recurrent layers can each be replaced by a linear map")
 
 
 def test_layers_at_work_pass_and_doubtful_ones_do_not() -> None:
