@@ -126,7 +126,7 @@ def _refuse(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
 ) -> None:
     """Raise where CUDA would; single numbers of the CPU go with anything."""
-    here = [tensor for tensor in tensors if not isinstance(tensor, Remote) and tensor.dim()]
+    here = _of_the_cpu(tensors)
     if here and len(here) < len(tensors) and func not in MIXING | PACKING:
         raise RuntimeError(f"{func}: tensors on two devices, {_line()}")
     if func is aten.index.Tensor and not isinstance(args[0], Remote):
@@ -144,8 +144,12 @@ def _selects(func: Any, args: tuple[Any, ...]) -> bool:
 
 def _sends(tensors: list[Tensor], kwargs: dict[str, Any]) -> bool:
     """Whether values of the CPU are copied to the device; a single number goes with the call."""
-    here = [tensor for tensor in tensors if not isinstance(tensor, Remote) and tensor.dim()]
-    return bool(here) and not kwargs.get("non_blocking")
+    return bool(_of_the_cpu(tensors)) and not kwargs.get("non_blocking")
+
+
+def _of_the_cpu(tensors: list[Tensor]) -> list[Tensor]:
+    """Pick the tensors of the CPU that are more than a single number."""
+    return [tensor for tensor in tensors if not isinstance(tensor, Remote) and tensor.dim()]
 
 
 def _line() -> str:

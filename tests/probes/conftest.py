@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-def settings() -> list[Any]:
+def precisions() -> list[Any]:
     backends = torch.backends
     # Before torch 2.9 some of these are not there.
     owners = [
@@ -18,12 +18,22 @@ def settings() -> list[Any]:
         for backend in (backends.cuda, backends.cudnn, backends.mkldnn)
         for kind in ("matmul", "conv", "rnn")
     ]
+    return [getattr(owner, "fp32_precision", None) for owner in owners]
+
+
+@pytest.fixture(name="precisions")
+def how_precise() -> Callable[[], list[Any]]:
+    return precisions
+
+
+def settings() -> list[Any]:
+    backends = torch.backends
     return [
         backends.cudnn.enabled,
         backends.cudnn.benchmark,
         backends.cudnn.deterministic,
         torch.is_grad_enabled(),
-        *(getattr(owner, "fp32_precision", None) for owner in owners),
+        *precisions(),
     ]
 
 

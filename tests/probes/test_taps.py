@@ -25,17 +25,6 @@ from probes.model.taps import (
 Changes = Callable[[nn.Module], Callable[[], list[str]]]
 
 
-def settings() -> list[Any]:
-    backends = torch.backends
-    # Before torch 2.9 some of these are not there.
-    owners = [
-        getattr(backend, kind, None)
-        for backend in (backends.cuda, backends.cudnn, backends.mkldnn)
-        for kind in ("matmul", "conv", "rnn")
-    ]
-    return [getattr(owner, "fp32_precision", None) for owner in owners]
-
-
 class Unruly(nn.Module):
     """Changes everything about itself that a forward pass can change."""
 
@@ -181,21 +170,23 @@ def clean() -> Iterator[None]:
 
 @pytest.mark.usefixtures("clean")
 @pytest.mark.parametrize("name", [*FIRST, *SECOND])
-def test_precision_is_full_and_put_back_whichever_interface_set_it(name: str) -> None:
+def test_precision_is_full_and_put_back_whichever_interface_set_it(
+    name: str, precisions: Callable[[], list[Any]]
+) -> None:
     if name in SECOND and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         pytest.skip("this torch has one interface only")
     (FIRST | SECOND)[name]()
-    before, first = settings(), _first()
+    before, first = precisions(), _first()
     with exact():
-        inside = settings()
+        inside = precisions()
         assert not {"tf32", "bf16"} & {*inside}
         if name in FIRST:
             assert not torch.backends.cudnn.allow_tf32
             assert torch.get_float32_matmul_precision() == "highest"
-    assert (settings(), _first()) == (before, first)
+    assert (precisions(), _first()) == (before, first)
     with pytest.raises(ZeroDivisionError), exact():
         raise ZeroDivisionError
-    assert (settings(), _first()) == (before, first)
+    assert (precisions(), _first()) == (before, first)
     assert (first is None) == (name in SECOND)
 
 

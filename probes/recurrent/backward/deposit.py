@@ -9,16 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from probes.algebra.norms import far
+from probes.algebra.norms import SAFE, far
 from probes.recurrent.backward.bptt import Adjoint, Factor, Past, Scan
 from probes.recurrent.backward.record import Trajectory
 from probes.recurrent.backward.replay import Replayed
 
-FLOAT32_SAFE = 1e-15
-"""Norms above this, and below its inverse, are exact in float32 up to rounding."""
-
 _LIFT = 2.0**100
-"""Beyond :data:`FLOAT32_SAFE` this brings numbers back, without rounding."""
+"""Beyond :data:`probes.algebra.norms.SAFE` this brings numbers back, without rounding."""
 
 Order = Callable[[Tensor], Tensor]
 """Puts (T, B, ...) into the order of the data and of the samples, detached."""
@@ -37,8 +34,8 @@ def norms(values_TBH: Tensor) -> Tensor:
     norms_TB: Tensor = torch.linalg.vector_norm(values_TBH, dim=-1).double()
     if values_TBH.dtype != torch.float64:
         for unsafe_TB, lift in (
-            (norms_TB <= FLOAT32_SAFE, _LIFT),
-            (~(norms_TB < 1 / FLOAT32_SAFE), 1 / _LIFT),
+            (norms_TB <= SAFE, _LIFT),
+            (~(norms_TB < 1 / SAFE), 1 / _LIFT),
         ):
             if unsafe_TB.any():
                 lifted = values_TBH[unsafe_TB].float().mul_(lift)

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from probes.recurrent.backward.clock import Clock
 from probes.recurrent.backward.record import Site
-from probes.recurrent.watching.interception import CELLS, FUSED, FusedCall
+from probes.recurrent.watching.interception import CELLS, FusedCall, RecurrentCalls
 from probes.recurrent.watching.naming import Names
 
 Substitute = Callable[[Tensor], Tensor]
@@ -45,7 +44,7 @@ class Reading(NamedTuple):
     """Weights of both directions."""
 
 
-class Layers(TorchFunctionMode):
+class Layers(RecurrentCalls):
     """Run recurrent modules layer by layer, bit-equal to torch but for what is replaced.
 
     Parameters
@@ -76,17 +75,6 @@ class Layers(TorchFunctionMode):
         self._replaced = replaced or {}
         self._watch = watch
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        """Catch the recurrent operations."""
-        kwargs = kwargs or {}
-        if func in FUSED:
-            return self._module(FusedCall.of(func, args, kwargs))
-        if func in CELLS:
-            return self._cell(func, *args, **kwargs)
-        return func(*args, **kwargs)
-
     def _module(self, call: FusedCall) -> tuple[Tensor, ...]:
         """Compute a whole module, one layer after the other."""
         name, clock = self._names.of(call.weights, call.kind), call.clock()
@@ -97,8 +85,7 @@ class Layers(TorchFunctionMode):
         for layer in range(call.layers):
             label = Site(name, call.kind, layer).label
             states = tuple(state.chunk(call.layers)[layer].contiguous() for state in before)
-            count = len(call.weights) // call.layers
-            weights = tuple(call.weights[layer * count : (layer + 1) * count])
+            weights = tuple(call.weights_of(layer))
             x = y
             if label in self._replaced:
                 y = self._replaced[label](x)

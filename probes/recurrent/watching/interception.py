@@ -96,6 +96,11 @@ class FusedCall:
         """Number of directions of every layer."""
         return 2 if self.bidirectional else 1
 
+    def weights_of(self, layer: int) -> list[Tensor]:
+        """Pick the weights of one layer, of all its directions."""
+        count = len(self.weights) // self.layers
+        return self.weights[layer * count : (layer + 1) * count]
+
     def clock(self) -> Clock:
         """Say where every timestep and sample is."""
         if self.batch_sizes is None:
@@ -133,7 +138,30 @@ def _shown(name: str, kind: str, *, cell: bool = False) -> str:
     return f"{name or 'the model'} ({_CLASSES[kind]}{'Cell' if cell else ''})"
 
 
-class Interception(TorchFunctionMode):
+class RecurrentCalls(TorchFunctionMode):
+    """Hand recurrent operations to ``_module`` and ``_cell``; let everything else pass."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Catch the recurrent operations."""
+        kwargs = kwargs or {}
+        if func in FUSED:
+            return self._module(FusedCall.of(func, args, kwargs))
+        if func in CELLS:
+            return self._cell(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _module(self, call: FusedCall) -> tuple[Tensor, ...]:
+        """Compute a whole module."""
+        raise NotImplementedError
+
+    def _cell(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Compute one call of a cell."""
+        raise NotImplementedError
+
+
+class Interception(RecurrentCalls):
     """Have recurrent operations computed layer by layer; let everything else pass.
 
     Parameters
@@ -159,17 +187,6 @@ class Interception(TorchFunctionMode):
         self._compute = compute
         self._ends: dict[str, tuple[int, Tensor]] = {}
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        """Catch the recurrent operations."""
-        kwargs = kwargs or {}
-        if func in FUSED:
-            return self._module(FusedCall.of(func, args, kwargs))
-        if func in CELLS:
-            return self._cell(func, *args, **kwargs)
-        return func(*args, **kwargs)
-
     def _module(self, call: FusedCall) -> tuple[Tensor, ...]:
         """Compute a whole module, one layer after the other."""
         name = self._admitted(call.kind, call.x, call.weights)
@@ -188,8 +205,7 @@ class Interception(TorchFunctionMode):
                 for reverse in (False, True)[: call.directions]
             ]
             states = tuple(state.chunk(call.layers)[layer].contiguous() for state in call.states)
-            count = len(call.weights) // call.layers
-            weights = call.weights[layer * count : (layer + 1) * count]
+            weights = call.weights_of(layer)
             fused = partial(call.layer, weights)
             y, *after = self._compute(LayerCall(fused, sites, clock, y, states, weights))
             final.append(after)
