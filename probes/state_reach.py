@@ -4,29 +4,24 @@ Shapes: B sample, K lag, L layer, T timestep.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import xarray as xr
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
-from probes.base import Batch, Progress, Subject, call, silent, variable
+from probes.base import Progress, Subject, silent, variable
 from probes.errors import AnalyzerError, NotApplicable
 from probes.model.taps import untouched
-from probes.recurrent.backward.record import StateGradients
 from probes.recurrent.reach.jacobian import linearized
 from probes.recurrent.reach.norms import Chosen, reach_norms
 from probes.recurrent.reach.spectral import DOUBT, TOLERANCE
-from probes.recurrent.reach.stacks import obstacle, read_at, stacks, valid_lengths
-from probes.recurrent.watching.split import recorded
+from probes.recurrent.reach.stacks import stacks
+from probes.recurrent.watching.reading import Reading
+from probes.recurrent.watching.watch import Read, read
 from probes.samples.excerpt import pieces
-from probes.samples.layout import Layout
-
-SPECTRAL_SAMPLES = 2
-"""Samples whose spectral norm is measured at least, by iteration where it is not exact."""
 
 STACKS = 24
 """Stacks measured at most, in the order in which they run."""
@@ -49,22 +44,21 @@ class StateReach:
     is a stack of its own, whose inputs are given; so is a cell that is called in a loop. Paths
     outside of a module, such as an output that is fed back as an input, are not followed.
 
-    The Frobenius norm is exact for the first ``samples * seeds // units`` samples (all of them in
-    layers of up to ``seeds`` units); for the others it is estimated from ``seeds`` random
-    combinations of the rows, whose square is unbiased.
+    The Frobenius norm is exact in layers of up to ``seeds`` units, whose rows are all followed; in
+    others it is estimated from ``seeds`` random combinations of the rows, whose square is unbiased.
 
     The spectral norm of the derivative by all states of the stack is measured at about 20 lags:
-    exactly where the Frobenius norm is exact, and in the first ``SPECTRAL_SAMPLES`` samples by
-    block power iteration where it is not. What that gives is never more than the norm. What it
-    still lacks is estimated (``spectral_missing``): up to 1 % where the iteration converged; where
-    it is more, it was ended by its cost, and the number is a lower bound only. No estimate but a
-    bound is ``spectral_margin``, which holds in 999 of 1000 cases and is wide. Both are zero where
-    the norm is exact.
+    exactly where all rows are followed, and in the first ``spectral`` samples by block power
+    iteration where they are not. What that gives is never more than the norm. What it still lacks
+    is estimated (``spectral_missing``): up to 2 % where the iteration converged; where it is more,
+    it was ended by its cost, and the number is a lower bound only. No estimate but a bound is
+    ``spectral_margin``, which holds in 999 of 1000 cases and is wide. Both are zero where the norm
+    is exact.
 
-    Costs, of ``samples`` samples, about 2 forward and backward passes in recurrent layers, about 3
-    for 400 lags with 8 seeds, as much again for the exact part, and 3 to 6 for the iteration, whose
-    steps are limited at every lag. Keeps about twenty times the states of all recurrent layers of
-    ``chunk`` samples.
+    Costs, of ``samples`` samples, about 1 forward and backward pass to run the layers and to
+    compute their gates anew, 2.5 for 400 lags with 8 seeds, and 2 to 3 for the spectral norm, whose
+    iterations are limited at every lag. Keeps, of ``chunk`` samples, the states and inputs of all
+    recurrent layers, and about eight times the states of one stack over the lags.
 
     Parameters
     ----------
@@ -76,6 +70,8 @@ class StateReach:
         Largest lag [timestep].
     chunk : int
         Samples that go through the model together.
+    spectral : int
+        Samples whose spectral norm is measured where not all rows are followed; 0 for none.
 
     References
     ----------
@@ -83,83 +79,67 @@ class StateReach:
     """
 
     name: ClassVar[str] = "state_reach"
-    passes: ClassVar[float] = 9
+    passes: ClassVar[float] = 6
     samples: int = 32
     seeds: int = 8
     lags: int = 400
-    chunk: int = 8
+    chunk: int = 32
+    spectral: int = 2
 
     def __call__(self, subject: Subject, progress: Progress = silent) -> xr.Dataset:
-        if min(self.samples, self.seeds, self.lags, self.chunk) < 1:
+        if min(self.samples, self.seeds, self.lags, self.chunk) < 1 or self.spectral < 0:
             raise AnalyzerError(
-                f"state_reach needs samples, seeds, lags and chunk >= 1: they are {self.samples}, "
-                f"{self.seeds}, {self.lags} and {self.chunk}"
+                "state_reach needs samples, seeds, lags and chunk >= 1 and spectral >= 0: they are "
+                f"{self.samples}, {self.seeds}, {self.lags}, {self.chunk} and {self.spectral}"
             )
         generator = subject.generator()
         passes: list[_Pass] = []
         done = 0
         for batch in pieces(subject, self.samples, self.chunk):
             with untouched(subject.model):
-                passes.append(self._measured(subject, batch, done, generator))
-            done += passes[-1].samples
+                found = read(subject, batch)
+            passes.append(self._measured(found, done, generator))
+            done += found.samples
             progress(done, self.samples)
         if not passes:
             raise AnalyzerError("there are no batches to measure with")
         return _trace(passes)
 
-    def _measured(
-        self, subject: Subject, batch: Batch, done: int, generator: torch.Generator
-    ) -> "_Pass":
-        """Run one batch, and follow every stack back from its end."""
-        layout = Layout.of(subject, batch)
-        with recorded(subject.model, keep="all") as recordings:
-            outputs = call(subject.model, batch.inputs)
-        modules = dict(subject.model.named_modules())
+    def _measured(self, read_: Read, done: int, generator: torch.Generator) -> "_Pass":
+        """Follow every stack back from its end in one batch."""
+        wanted = min(max(self.spectral - done, 0), read_.samples)
+        chosen = Chosen(self.seeds, wanted)
         found: dict[str, _Stack] = {}
-        left_out: dict[str, str] = {}
-        for label, states in stacks(recordings.gradients(_summed(outputs))).items():
-            reason = obstacle(states, modules, layout)
-            if len(found) == STACKS:
-                reason = f"only the first {STACKS} are measured"
-            if reason:
-                left_out[label] = reason
-                continue
-            units = states[-1].units
-            exact, least = (
-                min(max(wanted - done, 0), layout.samples)
-                for wanted in (self.samples * self.seeds // units, SPECTRAL_SAMPLES)
-            )
-            chosen = Chosen(exact, max(least, exact), self.seeds)
-            found[label] = self._followed(states, modules, layout, chosen, generator)
-        return _Pass(layout.samples, found, left_out)
+        left_out = dict.fromkeys(read_.not_per_sample, "it reads no sequence for each sample")
+        for label, readings in stacks(read_.readings).items():
+            rows = readings[0].hidden.shape[1]
+            if rows != read_.samples:
+                left_out[label] = f"it reads {rows} sequences for one sample"
+            elif len(found) == STACKS:
+                left_out[label] = f"only the first {STACKS} are measured"
+            else:
+                found[label] = self._followed(readings, chosen, generator)
+        return _Pass(read_.samples, found, left_out)
 
     def _followed(
-        self,
-        states: Sequence[StateGradients],
-        modules: Mapping[str, nn.Module],
-        layout: Layout,
-        chosen: Chosen,
-        generator: torch.Generator,
+        self, readings: Sequence[Reading], chosen: Chosen, generator: torch.Generator
     ) -> "_Stack":
         """Follow one stack back from the end of every sample."""
-        length_B = valid_lengths(states[0], layout)
-        count = min(self.lags + 1, int(length_B.max()))
-        layers = []
-        for state in states:
-            trajectory = state.measured.trajectory
-            assert trajectory is not None
-            at_KB = read_at(length_B, count, state.site.reverse).to(trajectory.hidden.device)
-            layers.append(linearized(state.site, modules[state.site.module], trajectory, at_KB))
-        norms = reach_norms(layers, states[-1].units, chosen, generator)
+        length_B = readings[0].valid.sum(0).cpu()
+        count = min(self.lags + 1, len(readings[0].valid))
+        layers, residuals = zip(*(linearized(one, count) for one in readings), strict=True)
+        units = readings[-1].hidden.shape[-1]
+        norms = reach_norms(layers, units, chosen, generator)
         past_BK = torch.arange(count) >= length_B[:, None]
         return _Stack(
-            tuple(state.site.label for state in states),
+            tuple(reading.site.label for reading in readings),
             norms.state.masked_fill(past_BK[:, None], torch.nan),
             norms.input.masked_fill(past_BK, torch.nan),
             norms.spectral.masked_fill(past_BK[:, None], torch.nan),
             length_B,
-            states[-1].units,
-            states[-1].site.kind.partition("_")[0].upper(),
+            units,
+            readings[0].kind,
+            max(residuals),
         )
 
 
@@ -177,6 +157,8 @@ class _Stack(NamedTuple):
     """Shape (B,) [timestep]."""
     units: int
     kind: str
+    residual: float
+    """Largest error of the replay as a share of the largest hidden state."""
 
 
 class _Pass(NamedTuple):
@@ -186,14 +168,6 @@ class _Pass(NamedTuple):
     stacks: dict[str, _Stack]
     left_out: dict[str, str]
     """Label of a stack -> why it was not measured."""
-
-
-def _summed(outputs: Any) -> Tensor:
-    """Add up all that the model returned, so that every layer it needs has a gradient."""
-    values = [*outputs.values()] if isinstance(outputs, Mapping) else outputs
-    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-    sums = [tensor.sum().double() for tensor in tensors if tensor.requires_grad]
-    return torch.stack(sums).sum() if sums else torch.zeros(())
 
 
 def _trace(passes: list[_Pass]) -> xr.Dataset:
@@ -241,6 +215,9 @@ def _trace(passes: list[_Pass]) -> xr.Dataset:
             "left_out": omitted,
             "spectral_tolerance": TOLERANCE / math.log(10),
             "spectral_doubt": DOUBT,
+            "replay_residual": max(
+                stack.residual for one in passes for stack in one.stacks.values()
+            ),
         },
     )
 

@@ -40,7 +40,7 @@ def test_a_leaky_integrator_has_the_time_constant_of_its_forget_gate(tau):
         nn.init.zeros_(weight)
     lstm.bias_ih_l0.data[12:24] = math.log(forget / (1 - forget))
     lstm.weight_ih_l0.data[24:36] = torch.randn(12, 1)
-    trace = StateReach()(Subject(Outputs(lstm), [torch.randn(20, 150, 1)]))
+    trace = StateReach(seeds=12)(Subject(Outputs(lstm), [torch.randn(20, 150, 1)]))
     found = decay_of(trace)
     assert found.law == EXPONENTIAL
     assert found.tau == pytest.approx(tau, rel=1e-3)
@@ -64,27 +64,25 @@ def test_a_linear_network_loses_the_same_share_at_every_lag(decay):
     assert decay_of(trace).tau == pytest.approx(-1 / math.log(decay), rel=1e-5)
 
 
-def test_large_layers_are_estimated_and_some_samples_measured_exactly():
+def test_large_layers_are_estimated():
     lstm = nn.LSTM(3, 40, 2, batch_first=True)
     model, x = Outputs(lstm), torch.randn(24, 30, 3)
     exact = StateReach(seeds=40)(Subject(model, [x]))
-    found = StateReach(seeds=4)(Subject(model, [x[:10], x[10:]]))
-    error = (found["state_reach"] - exact["state_reach"]).to_numpy()
-    # 32 * 4 // 40 samples get all their rows.
-    assert np.abs(error[:3]).max() < 1e-5
-    assert np.abs(error[3:]).max(axis=(1, 2)).min() > 1e-3
-    assert np.isfinite(found["spectral_reach"]).any("lag").to_numpy()[:, 0].tolist() == (
-        [True] * 3 + [False] * 21
+    assert np.isfinite(exact["spectral_reach"]).any("lag").all()
+    found = StateReach(seeds=4, spectral=11)(Subject(model, [x[:10], x[10:]]))
+    for name in ("state_reach", "input_reach"):
+        error = (found[name] - exact[name]).to_numpy()
+        assert np.abs(error).max(axis=(1, 2)).min() > 1e-3
+        squares = 100**error
+        assert squares.mean(0) == pytest.approx(np.ones(squares.shape[1:]), abs=0.5)
+        assert squares.mean() == pytest.approx(1, abs=0.1)
+    spectral = found["spectral_reach"].to_numpy()[:, 0]
+    assert np.isfinite(spectral).any(1).tolist() == [True] * 11 + [False] * 13
+    assert spectral[:11] == pytest.approx(
+        exact["spectral_reach"].to_numpy()[:11, 0], abs=0.01, nan_ok=True
     )
-    fewer = StateReach(seeds=1)(Subject(model, [x[:1], x[1:]]))
-    spectral = fewer["spectral_reach"].to_numpy()[:, 0]
-    assert np.isfinite(spectral).any(1).tolist() == [True] * 2 + [False] * 22
-    assert spectral[:2] == pytest.approx(
-        exact["spectral_reach"].to_numpy()[:2, 0], abs=0.01, nan_ok=True
-    )
-    squares = 100 ** error[3:]
-    assert squares.mean(0) == pytest.approx(np.ones((2, 30)), abs=0.5)
-    assert squares.mean() == pytest.approx(1, abs=0.1)
+    none = StateReach(seeds=4, spectral=0)(Subject(model, [x]))
+    assert none["spectral_reach"].isnull().all()
 
 
 def test_the_first_samples_are_measured_over_batches_of_any_length():
@@ -124,7 +122,7 @@ def test_what_cannot_be_followed_is_named():
     x = torch.randn(4, 8, 3)
     trace = StateReach()(Subject(Model(), [x]))
     assert trace["stack"].to_numpy().tolist() == ["plain"]
-    assert trace.attrs["left_out"] == "folded: it reads 8 sequences for 4 samples"
+    assert trace.attrs["left_out"] == "folded.l0: it reads no sequence for each sample"
 
 
 def reason(model, x):
@@ -140,16 +138,35 @@ def test_networks_without_a_recurrence_are_not_measured():
     assert reason(Outputs(nn.GRU(3, 4, batch_first=True)), torch.randn(4, 1, 3)) == (
         "the recurrent layers read one timestep: there is nothing before it"
     )
-    assert reason(Outputs(nn.GRU(3, 4)), torch.randn(4, 7, 3)) == (
-        "no recurrent layer could be followed: rnns.0: it reads 7 sequences for 4 samples"
+
+
+def test_layers_that_read_something_else_than_samples_are_refused():
+    with pytest.raises(AnalyzerError, match=r"rnns\.0\.l0 reads 7 sequences for the 4 samples"):
+        StateReach()(Subject(Outputs(nn.GRU(3, 4)), [torch.randn(4, 7, 3)]))
+    with pytest.raises(NotApplicable) as caught:
+        StateReach()(Subject(Outputs(nn.GRU(3, 4)), [torch.randn(1, 7, 3)]))
+    assert str(caught.value) == (
+        "no recurrent layer could be followed: rnns.0: it reads 7 sequences for one sample"
     )
+
+
+def test_layers_that_no_output_depends_on_are_followed_too():
+    class Detached(Outputs):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    torch.manual_seed(1)
+    gru, x = nn.GRU(3, 4, batch_first=True), torch.randn(4, 7, 3)
+    found, known = (StateReach()(Subject(kind(gru), [x])) for kind in (Detached, Outputs))
+    assert found.equals(known)
 
 
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(AnalyzerError) as caught:
         StateReach(seeds=0)(Subject(Outputs(nn.GRU(3, 4)), [torch.randn(4, 7, 3)]))
     assert str(caught.value) == (
-        "state_reach needs samples, seeds, lags and chunk >= 1: they are 32, 0, 400 and 8"
+        "state_reach needs samples, seeds, lags and chunk >= 1 and spectral >= 0: they are 32, 0, "
+        "400, 32 and 2"
     )
 
 
@@ -172,5 +189,5 @@ def test_the_first_samples_are_cut_out_of_all_that_a_model_is_given():
 def test_progress_is_reported_up_to_the_end():
     seen = []
     subject = Subject(Outputs(nn.GRU(3, 4, batch_first=True)), [torch.randn(20, 5, 3)] * 3)
-    StateReach()(subject, lambda done, total: seen.append((done, total)))
+    StateReach(chunk=8)(subject, lambda done, total: seen.append((done, total)))
     assert seen == [(8, 32), (16, 32), (20, 32), (28, 32), (32, 32)]

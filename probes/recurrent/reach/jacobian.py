@@ -10,16 +10,18 @@ Shapes: B sample, K lag, L layer, V row of the Jacobian, I input feature, P hidd
 Q gate, G rows of all gates (Q * H).
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from probes.recurrent.backward.cells import Weights
-from probes.recurrent.backward.record import Site, Trajectory
+from probes.recurrent.watching.reading import Reading
+
+GATES = 2**22
+"""Numbers in the gates that are computed anew together."""
 
 
 class State(NamedTuple):
@@ -56,7 +58,7 @@ class Linearized:
     carry: Tensor | None = None
     through: Tensor | None = None
 
-    def before(self, lag: int, state: State) -> tuple[State, Tensor]:
+    def before(self, lag: int, state: State, *, inputs: bool = True) -> tuple[State, Tensor | None]:
         """Pull rows at the state after a step back to the state before it and to its input.
 
         Parameters
@@ -65,23 +67,26 @@ class Linearized:
             Of the step.
         state : State
             Rows by the state after it.
+        inputs : bool
+            Whether those by the input are wanted too.
 
         Returns
         -------
         State
             Rows by the state before.
         Tensor, shape (B, V, I)
-            Rows by the input of the step.
+            Rows by the input of the step; None if not wanted.
         """
         slopes_B1QH = self.slopes[lag].unsqueeze(1)
-        w_ih, w_hh = self.weights.w_ih, self.weights.w_hh
+        if self.kind == "gru":
+            return self._gru(lag, state.hidden, slopes_B1QH, inputs=inputs)
+        cell_BVH = None
         if self.kind == "lstm":
             delta_BVG, cell_BVH = self._lstm(lag, state, slopes_B1QH)
-            return State(delta_BVG @ w_hh, cell_BVH), delta_BVG @ w_ih
-        if self.kind == "gru":
-            return self._gru(lag, state.hidden, slopes_B1QH)
-        delta_BVH = state.hidden * slopes_B1QH[:, :, 0]
-        return State(delta_BVH @ w_hh, None), delta_BVH @ w_ih
+        else:
+            delta_BVG = state.hidden * slopes_B1QH[:, :, 0]
+        x_BVI = delta_BVG @ self.weights.w_ih if inputs else None
+        return State(delta_BVG @ self.weights.w_hh, cell_BVH), x_BVI
 
     def _lstm(self, lag: int, state: State, slopes_B1QH: Tensor) -> tuple[Tensor, Tensor]:
         """Rows by the pre-activations, and by the cell state before."""
@@ -95,15 +100,19 @@ class Linearized:
         delta = slopes_B1QH.new_empty(*cell_BVH.shape[:2], *slopes_B1QH.shape[2:])
         torch.mul(slopes_B1QH[:, :, :3], cell_BVH.unsqueeze(2), out=delta[:, :, :3])
         torch.mul(slopes_B1QH[:, :, 3], unprojected, out=delta[:, :, 3])
-        return delta.flatten(2), cell_BVH * forget_B1H
+        return delta.flatten(2), cell_BVH.mul_(forget_B1H)
 
-    def _gru(self, lag: int, hidden_BVH: Tensor, slopes_B1QH: Tensor) -> tuple[State, Tensor]:
+    def _gru(
+        self, lag: int, hidden_BVH: Tensor, slopes_B1QH: Tensor, *, inputs: bool
+    ) -> tuple[State, Tensor | None]:
         """Pull back through a GRU, whose candidate has another slope on the input side."""
         assert self.carry is not None
         assert self.through is not None
         delta_BVQH = slopes_B1QH * hidden_BVH.unsqueeze(2)
-        straight_BVH = hidden_BVH * self.carry[lag].unsqueeze(1)
-        before_BVH = straight_BVH + delta_BVQH.flatten(2) @ self.weights.w_hh
+        before_BVH = delta_BVQH.flatten(2) @ self.weights.w_hh
+        before_BVH.addcmul_(hidden_BVH, self.carry[lag].unsqueeze(1))
+        if not inputs:
+            return State(before_BVH, None), None
         torch.mul(hidden_BVH, self.through[lag].unsqueeze(1), out=delta_BVQH[:, :, 2])
         return State(before_BVH, None), delta_BVQH.flatten(2) @ self.weights.w_ih
 
@@ -114,12 +123,18 @@ class Reach(NamedTuple):
     state: Tensor
     """Frobenius norm by the hidden and cell state of every layer, shape (K, L, B)."""
     input: Tensor
-    """Frobenius norm by the input of the first layer, shape (K, B)."""
+    """Frobenius norm by the input of the first layer, shape (K, B); nan where not wanted."""
     spectral: dict[int, Tensor]
     """Lag -> spectral norm by the state of all layers together, (B,); of the lags asked for."""
 
 
-def reach(layers: Sequence[Linearized], rows: Tensor, spectral: Collection[int] = ()) -> Reach:
+def reach(
+    layers: Sequence[Linearized],
+    rows: Tensor,
+    spectral: Collection[int] = (),
+    *,
+    inputs: bool = True,
+) -> Reach:
     """Follow rows of the final hidden state back over all lags.
 
     Parameters
@@ -130,34 +145,76 @@ def reach(layers: Sequence[Linearized], rows: Tensor, spectral: Collection[int] 
         Left factors of the Jacobian: :func:`all_rows`, or :func:`random_rows` for an estimate.
     spectral : collection of int
         Lags at which the spectral norm is wanted too; it is that of ``rows @ Jacobian``.
+    inputs : bool
+        Whether the norms by the input are wanted, which cost as much as those by the state.
 
     References
     ----------
     .. [1] Pascanu et al., On the difficulty of training recurrent neural networks (2013), for the
        product of Jacobians.
     """
+    count = len(layers[0].slopes)
     states = [zero_state(layer, rows) for layer in layers]
     states[-1] = State(rows, states[-1].cell)
-    earlier = list(states)
-    log_B = rows.new_zeros(len(rows), dtype=torch.float64)
-    state_KLB, input_KB, largest = [], [], {}
-    for lag in range(len(layers[0].slopes)):
-        x_BVI: Tensor | None = None
-        for place in reversed(range(len(layers))):
-            if x_BVI is not None:
-                states[place] = State(states[place].hidden + x_BVI, states[place].cell)
-            earlier[place], x_BVI = layers[place].before(lag, states[place])
-        assert x_BVI is not None
-        norms_LB = torch.stack([_norm(state) for state in states])
-        state_KLB.append(norms_LB.log() + log_B)
-        input_KB.append(_length(x_BVI).log() + log_B)
+    cells = any(state.cell is not None for state in states)
+    # Norms of the rows as they are kept, divided by the sizes of all lags before.
+    state_KLNB = rows.new_zeros(count, len(layers), 1 + cells, len(rows), dtype=torch.float64)
+    input_KB = torch.full_like(state_KLNB[:, 0, 0], torch.nan)
+    largest = {}
+    for lag in range(count):
+        states, earlier, x_BVI = step_back(layers, lag, states, inputs=inputs)
+        norms_LNB = state_KLNB[lag]
+        for own_NB, state in zip(norms_LNB, states, strict=True):
+            for norm_B, part in zip(own_NB, state, strict=False):
+                if part is not None:
+                    _length(part, norm_B)
+        if x_BVI is not None:
+            _length(x_BVI, input_KB[lag])
         if lag in spectral:
-            largest[lag] = _spectral_norm(states).log() + log_B
-        size_B = torch.linalg.vector_norm(norms_LB, dim=0)
-        size_B = torch.where(size_B > 0, size_B, 1.0)
-        states = [_divided(state, size_B) for state in earlier]
-        log_B = log_B + size_B.log()
-    return Reach(torch.stack(state_KLB), torch.stack(input_KB), largest)
+            largest[lag] = _spectral_norm(states).log()
+        states = _divided(earlier, sized(torch.linalg.vector_norm(norms_LNB, dim=(0, 1))))
+    size_KB = sized(torch.linalg.vector_norm(state_KLNB, dim=(1, 2)))
+    log_KB = torch.cat([torch.zeros_like(size_KB[:1]), size_KB[:-1].log().cumsum(0)])
+    return Reach(
+        torch.linalg.vector_norm(state_KLNB, dim=2).log() + log_KB.unsqueeze(1),
+        input_KB.log() + log_KB,
+        {lag: log_B + log_KB[lag] for lag, log_B in largest.items()},
+    )
+
+
+def step_back(
+    layers: Sequence[Linearized], lag: int, states: Sequence[State], *, inputs: bool
+) -> tuple[list[State], list[State], Tensor | None]:
+    """Go one step back in all layers, from the last one to the first.
+
+    Parameters
+    ----------
+    layers : sequence of Linearized
+        From the one that reads the input.
+    lag : int
+        Of the step.
+    states : sequence of State
+        Rows by the states after the step, but for what the layers above read of them in it.
+    inputs : bool
+        Whether the rows by the input of the first layer are wanted.
+
+    Returns
+    -------
+    list of State
+        Rows by the states after the step, in all.
+    list of State
+        Rows by those before it, but for what the layers above read of them.
+    Tensor, shape (B, V, I)
+        Rows by the input of the first layer; None if not wanted.
+    """
+    here, earlier = list(states), list(states)
+    x_BVI: Tensor | None = None
+    for place in reversed(range(len(layers))):
+        if x_BVI is not None:
+            here[place] = State(here[place].hidden + x_BVI, here[place].cell)
+        wanted = inputs or place > 0
+        earlier[place], x_BVI = layers[place].before(lag, here[place], inputs=wanted)
+    return here, earlier, x_BVI
 
 
 def all_rows(samples: int, like: Tensor, units: int) -> Tensor:
@@ -178,73 +235,66 @@ def random_rows(
     return rows_BVP.contiguous().to(like)
 
 
-def linearized(site: Site, module: nn.Module, trajectory: Trajectory, at: Tensor) -> Linearized:
-    """Linearize one layer and direction along its trajectory.
+def linearized(reading: Reading, count: int) -> tuple[Linearized, float]:
+    """Linearize one layer and direction along what it did in the last timesteps it read.
 
     Parameters
     ----------
-    site : Site
-        Which.
-    module : Module
-        That holds its weights.
-    trajectory : Trajectory
-        What it did, in the order of the data.
-    at : Tensor, shape (K, B)
-        Timestep in the data of every lag.
+    reading : Reading
+        Of the layer.
+    count : int
+        Timesteps, counted back from the last valid one of every sample; the first one is repeated
+        where there are fewer.
+
+    Returns
+    -------
+    Linearized
+        Of shape (K, B, ...) with ``count`` lags.
+    float
+        Largest error of the replay as a share of the largest hidden state.
     """
-    weights = weights_of(module, site)
-    rows_B = torch.arange(at.shape[1], device=at.device)
-
-    def lagged(values_TB: Tensor) -> Tensor:
-        return values_TB[at, rows_B]
-
-    if site.kind == "lstm":
-        assert trajectory.cell is not None
-        assert trajectory.cell_before is not None
-        cells = lagged(trajectory.cell), lagged(trajectory.cell_before)
-        return _linearized_lstm(weights, lagged(trajectory.gates), *cells)
-    if site.kind == "gru":
-        return _linearized_gru(weights, lagged(trajectory.gates), lagged(trajectory.before))
-    hidden_KBH = lagged(trajectory.hidden)
-    relu = site.kind == "rnn_relu"
-    slopes_KBH = (hidden_KBH > 0).to(hidden_KBH) if relu else 1 - hidden_KBH.square()
-    return Linearized(site.kind, weights, slopes_KBH.unsqueeze(2))
-
-
-def weights_of(module: nn.Module, site: Site) -> Weights:
-    """Read the weights of one layer and direction of a recurrent module, or of a cell."""
-    suffix = "" if isinstance(module, nn.RNNCellBase) else f"_l{site.layer}"
-    suffix += "_reverse" if site.reverse else ""
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-    found = [getattr(module, name + suffix, None) for name in names]
-    return Weights(*(None if weight is None else weight.detach() for weight in found))  # type: ignore[arg-type]
-
-
-def _linearized_lstm(
-    weights: Weights, gates_KBQH: Tensor, cell_KBH: Tensor, before_KBH: Tensor
-) -> Linearized:
-    """Slopes of an LSTM from its activated gates i, f, g, o and its cell states."""
-    i, f, g, o = gates_KBQH.unbind(2)
-    tanh_KBH = cell_KBH.tanh()
-    slopes = (
-        g * i * (1 - i),
-        before_KBH * f * (1 - f),
-        i * (1 - g.square()),
-        tanh_KBH * o * (1 - o),
+    parts = [_lagged(chunk, count) for chunk in reading.chunks(GATES)]
+    slopes, carry, through = (
+        None if column[0] is None else torch.cat(column, 1)
+        for column in zip(*(part[:3] for part in parts), strict=True)
     )
-    through_KBH = o * (1 - tanh_KBH.square())
-    return Linearized("lstm", weights, torch.stack(slopes, 2), f.contiguous(), through_KBH)
+    assert slopes is not None
+    weights, residual = reading.weights, max(part.residual for part in parts)
+    return Linearized(reading.site.kind, weights, slopes, carry, through), residual
 
 
-def _linearized_gru(weights: Weights, gates_KBQH: Tensor, before_KBH: Tensor) -> Linearized:
-    """Slopes of a GRU from its activated gates r, z, n and the hidden state before."""
-    r, z, n = gates_KBQH.unbind(2)
-    units = before_KBH.shape[-1]
-    b_hn = None if weights.b_hh is None else weights.b_hh[-units:]
-    q_KBH = functional.linear(before_KBH, weights.w_hh[-units:], b_hn)
-    through_KBH = (1 - z) * (1 - n.square())
-    slopes = through_KBH * q_KBH * r * (1 - r), (before_KBH - n) * z * (1 - z), through_KBH * r
-    return Linearized("gru", weights, torch.stack(slopes, 2), z.contiguous(), through_KBH)
+class _Lagged(NamedTuple):
+    """What some samples of a layer computed, the end first."""
+
+    slopes: Tensor
+    carry: Tensor | None
+    through: Tensor | None
+    residual: float
+
+
+def _lagged(reading: Reading, count: int) -> _Lagged:
+    """Turn round what a layer computed, and align it at the end of every sample."""
+    timesteps = len(reading.valid)
+    step_T1 = torch.arange(timesteps, device=reading.valid.device)[:, None]
+    last_B = torch.where(reading.valid, step_T1, 0).amax(0)
+    first_B = torch.where(reading.valid, step_T1, timesteps).amin(0)
+    lag_K1 = torch.arange(count, device=last_B.device)[:, None]
+    at_KB = torch.maximum(last_B - lag_K1, first_B.clamp_max(timesteps - 1))
+    # Several times as fast as indexing with timesteps and samples.
+    row_N = (at_KB * len(last_B) + torch.arange(len(last_B), device=last_B.device)).flatten()
+    replay = reading.replay()
+
+    def aligned(values_TB: Tensor) -> Tensor:
+        picked = values_TB.flatten(0, 1).index_select(0, row_N)
+        return picked.view(*at_KB.shape, *values_TB.shape[2:])
+
+    gated = reading.site.kind in ("lstm", "gru")
+    return _Lagged(
+        aligned(replay.slopes),
+        aligned(replay.activations[:, :, 1]) if gated else None,
+        None if replay.through is None else aligned(replay.through),
+        replay.residual,
+    )
 
 
 def zero_state(layer: Linearized, rows: Tensor) -> State:
@@ -254,27 +304,24 @@ def zero_state(layer: Linearized, rows: Tensor) -> State:
     return State(rows.new_zeros(*rows.shape[:2], hidden), cell)
 
 
-def _mapped(state: State, function: Callable[[Tensor], Tensor]) -> State:
-    """Apply a function to the parts that there are."""
-    return State(function(state.hidden), None if state.cell is None else function(state.cell))
+def sized(size_B: Tensor) -> Tensor:
+    """Sizes to divide by: 1 where there is nothing to divide, or no number."""
+    return torch.where(size_B > 0, size_B, 1.0)
 
 
-def _divided(state: State, size_B: Tensor) -> State:
-    """Divide the rows of every sample by its size."""
-    factor_B11 = size_B.reciprocal()[:, None, None]
-    return _mapped(state, lambda rows: rows * factor_B11.to(rows.dtype))
+def _divided(states: Sequence[State], size_B: Tensor) -> list[State]:
+    """Divide the rows of every sample by its size, in place."""
+    factor_B11 = size_B.reciprocal()[:, None, None].to(states[0].hidden.dtype)
+    for state in states:
+        for part in state:
+            if part is not None:
+                part.mul_(factor_B11)
+    return list(states)
 
 
-def _length(rows_BVI: Tensor) -> Tensor:
-    """Frobenius norm in float64, whose squares do not underflow: (B,)."""
-    lengths_B: Tensor = torch.linalg.vector_norm(rows_BVI.flatten(1), dim=1, dtype=torch.float64)
-    return lengths_B
-
-
-def _norm(state: State) -> Tensor:
-    """Frobenius norm by the whole state of a layer: (B,)."""
-    hidden_B = _length(state.hidden)
-    return hidden_B if state.cell is None else torch.hypot(hidden_B, _length(state.cell))
+def _length(rows_BVI: Tensor, out_B: Tensor) -> None:
+    """Write the Frobenius norm in float64, whose squares do not underflow."""
+    torch.linalg.vector_norm(rows_BVI.flatten(1), dim=1, dtype=torch.float64, out=out_B)
 
 
 def _spectral_norm(states: Sequence[State]) -> Tensor:

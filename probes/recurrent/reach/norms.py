@@ -23,12 +23,10 @@ SPECTRAL_LAGS = 20
 class Chosen(NamedTuple):
     """How many of the first samples of a batch are measured in which way."""
 
-    exact: int
-    """All rows are followed."""
-    spectral: int
-    """The spectral norm is measured: by iteration where not all rows are followed."""
     seeds: int
-    """Random combinations of rows of every other sample."""
+    """Random combinations of rows that are followed; all rows in layers of no more units."""
+    spectral: int
+    """Samples whose spectral norm is measured where not all rows are followed."""
 
 
 class ReachNorms(NamedTuple):
@@ -59,40 +57,34 @@ def reach_norms(
     generator : torch.Generator
         Of the random combinations; on the CPU.
     """
-    like, exact = layers[0].slopes, chosen.exact
-    count, total = like.shape[:2]
+    like, seeds = layers[0].slopes, chosen.seeds
+    count, samples = like.shape[:2]
     scale = np.geomspace(1, max(count - 1, 1), SPECTRAL_LAGS)
     wanted = sorted({round(lag) for lag in scale if lag < count})
-    state_BLK = torch.empty(total, len(layers), count, dtype=torch.float64)
-    input_BK = torch.empty(total, count, dtype=torch.float64)
-    spectral_B3K = torch.full((total, 3, count), torch.nan, dtype=torch.float64)
-    if exact:
-        found = reach(_of_samples(layers, slice(exact)), all_rows(exact, like, units), wanted)
-        state_BLK[:exact] = found.state.permute(2, 1, 0)
-        input_BK[:exact] = found.input.T
+    spectral_B3K = torch.full((samples, 3, count), torch.nan, dtype=torch.float64)
+    if units <= seeds:
+        found = reach(layers, all_rows(samples, like, units), wanted)
         for lag, norm_B in found.spectral.items():
-            spectral_B3K[:exact, :, lag] = functional.pad(norm_B[:, None], (0, 2))
-    if exact < chosen.spectral and wanted:
-        part = _of_samples(layers, slice(exact, chosen.spectral))
-        largest = torch.stack(spectral_norms(part, wanted, generator), 1)
-        spectral_B3K[exact : chosen.spectral, :, wanted] = largest
-    if exact < total:
-        rows = random_rows(total - exact, chosen.seeds, like, units, generator)
-        found = reach(_of_samples(layers, slice(exact, None)), rows)
-        state_BLK[exact:] = found.state.permute(2, 1, 0)
-        input_BK[exact:] = found.input.T
+            spectral_B3K[:, :, lag] = functional.pad(norm_B[:, None], (0, 2))
+    else:
+        found = reach(layers, random_rows(samples, seeds, like, units, generator))
+        if chosen.spectral and wanted:
+            part = _of_samples(layers, chosen.spectral)
+            largest = torch.stack(spectral_norms(part, wanted, generator), 1)
+            spectral_B3K[: chosen.spectral, :, wanted] = largest
+    state_BLK, input_BK = found.state.permute(2, 1, 0).cpu(), found.input.T.cpu()
     decade = math.log(10)
     return ReachNorms(state_BLK / decade, input_BK / decade, spectral_B3K / decade)
 
 
-def _of_samples(layers: Sequence[Linearized], chosen: slice) -> list[Linearized]:
-    """Cut samples out of all layers."""
+def _of_samples(layers: Sequence[Linearized], count: int) -> list[Linearized]:
+    """Cut the first samples out of all layers."""
     return [
         replace(
             layer,
-            slopes=layer.slopes[:, chosen],
-            carry=None if layer.carry is None else layer.carry[:, chosen],
-            through=None if layer.through is None else layer.through[:, chosen],
+            slopes=layer.slopes[:, :count],
+            carry=None if layer.carry is None else layer.carry[:, :count],
+            through=None if layer.through is None else layer.through[:, :count],
         )
         for layer in layers
     ]

@@ -17,16 +17,16 @@ from scipy.special import betaincinv
 from torch import Tensor
 from torch.nn import functional
 
-from probes.recurrent.reach.jacobian import Linearized, State, zero_state
+from probes.recurrent.reach.jacobian import Linearized, State, sized, step_back, zero_state
 from probes.recurrent.reach.tangent import Local, advance
 
 DIRECTIONS = 4
 """Directions that are followed together."""
 
-TOLERANCE = 0.01
+TOLERANCE = 0.02
 """Share of the norm that may still be missing when an iteration ends, as far as can be told."""
 
-LEAST, MOST = 3, 32
+LEAST, MOST = 2, 32
 """Iterations at a lag."""
 
 STEPS = 800
@@ -54,8 +54,9 @@ def spectral_norms(
 
     That of the last layer is meant, by the states of all layers together.
 
-    What an iteration adds shrinks at least about as fast as 1 / number^2, however close the
-    singular values are, so that what is missing is estimated as its last gain times its number.
+    What a product with the Jacobian or its transpose adds shrinks at least about as fast as
+    1 / number^2, however close the singular values are, so that what is missing is estimated as the
+    gain of the last one times its number.
     That is the test of convergence; it is no bound. The margin is one: the directions at the start
     are random, so that they hold more than a known share of the singular vector but for a chance
     of ``DOUBT``, and what they grow by over all iterations says how large the norm can be.
@@ -82,12 +83,13 @@ def spectral_norms(
     samples, units = layers[-1].slopes.shape[1], layers[-1].weights.w_hh.shape[1]
     growth = _Growth.at_random(samples, len(order), units, generator)
     found: dict[int, Tensor] = {}
-    norm_BN = torch.full((samples, len(order)), -torch.inf, dtype=torch.float64)
+    before_BN = torch.full((samples, len(order)), -torch.inf, dtype=torch.float64)
     for number in range(1, MOST + 1):
+        products = 2 * number - 1
         pulled_BNVS, log_BN = _pulled(layers, growth.rows, order)
-        before_BN, norm_BN = norm_BN, _log_norm(pulled_BNVS) + log_BN
-        missing_BN = _difference(norm_BN, before_BN) * number
-        upper_BN = (_log_norm(growth.factor @ pulled_BNVS) + log_BN + growth.log) / (2 * number - 1)
+        norm_BN = _log_norm(pulled_BNVS) + log_BN
+        missing_BN = _difference(norm_BN, before_BN) * products
+        upper_BN = (_log_norm(growth.factor @ pulled_BNVS) + log_BN + growth.log) / products
         margin_BN = _difference(upper_BN, norm_BN).clamp_min(0)
         parts_3BN = torch.stack([norm_BN, missing_BN.clamp_min(0), margin_BN])
         found |= dict(zip(order, parts_3BN.unbind(-1), strict=True))
@@ -96,9 +98,11 @@ def spectral_norms(
         on = [place for place, lag in enumerate(order) if short_N[place] and number < _most(lag)]
         if not on:
             break
-        order, norm_BN = [order[place] for place in on], norm_BN[:, on]
+        order = [order[place] for place in on]
         growth = growth.only(on).by(pulled_BNVS[:, on], log_BN[:, on])
-        growth = growth.by(*_pushed(layers, growth.rows, order))
+        pushed_BNVP, log_BN = _pushed(layers, growth.rows, order)
+        before_BN = _log_norm(pushed_BNVP) + log_BN
+        growth = growth.by(pushed_BNVP, log_BN)
     return Largest(*torch.stack([found[lag] for lag in lags], -1))
 
 
@@ -142,7 +146,7 @@ class _Growth(NamedTuple):
         q, r = torch.linalg.qr(product.mT)
         factor = self.factor @ r.mT
         size_BN = torch.linalg.matrix_norm(factor)
-        factor = factor / torch.where(size_BN > 0, size_BN, 1.0)[..., None, None]
+        factor = factor / sized(size_BN)[..., None, None]
         return _Growth(q.mT, factor, self.log + log_BN + size_BN.log())
 
 
@@ -171,7 +175,7 @@ def _pulled(
     found: list[Tensor] = []
     logs: list[Tensor] = []
     for lag in range(lags[0] + 1):
-        states, earlier = _back(layers, lag, states)
+        states, earlier, _ = step_back(layers, lag, states, inputs=False)
         left = len(lags) - len(found)
         if lag == lags[left - 1]:
             parts = [part[:, -count:] for state in states for part in state if part is not None]
@@ -183,19 +187,6 @@ def _pulled(
             parts = [part for state in states for part in state if part is not None]
             log_BN = log_BN + _rescaled(parts, left)
     return torch.stack(found[::-1], 1).to("cpu", torch.float64), torch.stack(logs[::-1], 1).cpu()
-
-
-def _back(
-    layers: Sequence[Linearized], lag: int, states: Sequence[State]
-) -> tuple[list[State], list[State]]:
-    """Rows by the states at a lag, with what the layers above read of them, and one lag before."""
-    here, earlier = list(states), list(states)
-    x_BVI: Tensor | None = None
-    for place in reversed(range(len(layers))):
-        if x_BVI is not None:
-            here[place] = State(here[place].hidden + x_BVI, here[place].cell)
-        earlier[place], x_BVI = layers[place].before(lag, here[place])
-    return here, earlier
 
 
 def _pushed(
@@ -253,7 +244,7 @@ def _rescaled(parts: Sequence[Tensor], blocks: int) -> Tensor:
     blocked = [part.view(len(part), blocks, -1, part.shape[-1]) for part in parts]
     norms = [torch.linalg.vector_norm(part, dim=(2, 3), dtype=torch.float64) for part in blocked]
     size_BN = torch.linalg.vector_norm(torch.stack(norms), dim=0)
-    size_BN = torch.where(size_BN > 0, size_BN, 1.0)
+    size_BN = sized(size_BN)
     for part in blocked:
         part.div_(size_BN[..., None, None].to(part.dtype))
     return size_BN.log()

@@ -23,7 +23,7 @@ class Replay(NamedTuple):
     """d(state) / d(pre-activation on the recurrent side), as of
     :class:`probes.recurrent.backward.cells.Gates`, shape (T, B, K, H)."""
     through: Tensor | None
-    """LSTM: d m_t / d c_t, shape (T, B, H)."""
+    """LSTM: d m_t / d c_t. GRU: slope of the candidate on the input side. Shape (T, B, H)."""
     residual: float
     """Largest difference of replayed and real hidden states, as a share of the largest [1]."""
 
@@ -128,9 +128,8 @@ class Reading:
         else:
             relu = self.site.kind == "rnn_relu"
             gates = rnn_gates(x, before, hidden, self.weights, relu=relu)
-        through = gates.through if self.site.kind == "lstm" else None
         residual = _residual(gates, hidden, valid)
-        return Replay(gates.activations, gates.slopes, through, residual)
+        return Replay(gates.activations, gates.slopes, gates.through, residual)
 
 
 def _residual(gates: Gates, hidden_TBP: Tensor, valid_TB: Tensor) -> float:

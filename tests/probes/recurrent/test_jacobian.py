@@ -140,7 +140,7 @@ def test_the_largest_singular_value_is_found_by_iteration_where_not_all_rows_are
             weight.data.abs_().mul_(0.2 if "hh" in name else 1)
     # A row of each sample is followed, which is all rows of none.
     trace = StateReach(samples=SAMPLES, seeds=1)(Subject(Wrapped(module), [x]))
-    assert trace.attrs["spectral_tolerance"] == pytest.approx(0.01 / math.log(10))
+    assert trace.attrs["spectral_tolerance"] == pytest.approx(0.02 / math.log(10))
     assert trace["spectral_reach"].notnull().any("lag").to_numpy()[:, 0].tolist() == [1, 1, 0]
     for sample in range(2):
         own = trace.isel(sample=sample, stack=0).sel(lag=range(1, TIMESTEPS))
@@ -150,12 +150,12 @@ def test_the_largest_singular_value_is_found_by_iteration_where_not_all_rows_are
         )
         lacking = expected(module, x[sample], range(layers))[2].detach()[1:] - found
         assert lacking.min() > -1e-9
-        assert lacking.max() < math.log10(1.01)
+        assert lacking.max() < math.log10(1.02)
         assert (lacking < missing + math.log10(1.005)).all()
         assert missing.min() >= 0
         assert missing.max() <= trace.attrs["spectral_tolerance"]
         assert (lacking < margin + 1e-9).all()
-        assert margin.max() < 0.3
+        assert margin.max() < 0.4
 
 
 def test_the_directions_of_bidirectional_layers_are_followed_alone(trained):
