@@ -15,6 +15,7 @@ from probes.base import Progress, Subject, silent, variable
 from probes.errors import AnalyzerError
 from probes.loss.replacement import Replacement, grid
 from probes.model.taps import untouched
+from probes.recurrent.watching.resumption import Resumption
 
 REST = 0.05
 """Share of the change of the loss over all lags that is left beyond the oldest one in use."""
@@ -36,8 +37,10 @@ class LagProfile:
     shows little. How far back the output depends on its inputs says
     :class:`probes.memory_horizon.MemoryHorizon`.
 
-    Costs about ``points * donors / 3`` forward and backward passes of the samples (the
-    replacements are forward passes); keeps one copy of their inputs.
+    Costs up to about ``points * donors / 3`` forward and backward passes of the samples (the
+    replacements are forward passes); in recurrent layers in one direction less than half of that,
+    as they resume where the inputs begin like earlier ones. Keeps one copy of the inputs, and what
+    such layers returned in one run of them and one of the donors' in up to 256 MiB.
 
     Parameters
     ----------
@@ -66,7 +69,7 @@ class LagProfile:
                 f"lag_profile needs points >= 2, donors >= 1 and samples >= 2: they are "
                 f"{self.points}, {self.donors} and {self.samples}"
             )
-        replacement = Replacement.of(subject, self.donors, self.samples)
+        replacement = Replacement.of(subject, self.donors, self.samples, Resumption(subject.model))
         with untouched(subject.model):
             replacement = replacement.intact()
             windows, excess_BW = self._profile(replacement, progress)

@@ -17,6 +17,7 @@ from probes.errors import AnalyzerError
 from probes.loss import objective
 from probes.loss.replacement import Replacement, grid
 from probes.model.taps import differentiable, differentiable_recurrence, untouched
+from probes.recurrent.watching.resumption import Resumption
 from probes.samples.timeline import by_lag
 
 SHARES = (0.01, 0.05)
@@ -35,8 +36,10 @@ class MemoryHorizon:
     loss is that of the last position. Without a loss it is half the mean square distance between
     the outputs with and without the replacement. Works for any model with time in its inputs.
 
-    Costs about ``points * donors / 3 + 1`` forward and backward passes of the samples (the
-    replacements are forward passes); keeps one copy of their inputs.
+    Costs up to about ``points * donors / 3 + 1`` forward and backward passes of the samples (the
+    replacements are forward passes); in recurrent layers in one direction less than half of that,
+    as they resume where the inputs begin like earlier ones. Keeps one copy of the inputs, and what
+    such layers returned in one run of them and one of the donors' in up to 256 MiB.
 
     Parameters
     ----------
@@ -66,7 +69,7 @@ class MemoryHorizon:
                 f"memory_horizon needs points >= 3, donors >= 1 and samples >= 2: they are "
                 f"{self.points}, {self.donors} and {self.samples}"
             )
-        replacement = Replacement.of(subject, self.donors, self.samples)
+        replacement = Replacement.of(subject, self.donors, self.samples, Resumption(subject.model))
         timesteps = replacement.timesteps
         with untouched(subject.model):
             replacement = replacement.intact()

@@ -3,9 +3,9 @@
 Shapes: B sample, W set of inputs that are replaced, T timestep.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,27 @@ from probes.base import Batch, Inputs, Subject, call
 from probes.errors import NotApplicable
 from probes.loss import objective
 from probes.samples.timeline import Sample, Sequences, donated, samples, spliced, time_axis
+
+
+class Run(Protocol):
+    """How a model is run on inputs."""
+
+    def __call__(self, inputs: Inputs, *, like: Hashable = None, keep: Hashable = None) -> Any:
+        """Return what the model does of ``inputs``.
+
+        They may begin like those of the run named ``like``; what is known of this one may be kept
+        by the name ``keep``.
+        """
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """Run the model as it is."""
+
+    subject: Subject
+
+    def __call__(self, inputs: Inputs, *, like: Hashable = None, keep: Hashable = None) -> Any:
+        return call(self.subject.model, inputs)
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,8 @@ class Replacement:
         Index of the donor of each; further donors follow along the cycle.
     draws : int
         Donors for each, over whom losses are averaged.
+    run : Run
+        Runs the model.
     results : list of Tensor
         For each batch the intact losses, or final outputs where there is no loss.
     """
@@ -44,11 +67,14 @@ class Replacement:
     pool: list[Sample]
     donor: Tensor
     draws: int
+    run: Run
     results: list[Tensor]
 
     @classmethod
-    def of(cls, subject: Subject, draws: int, limit: int) -> "Replacement":
+    def of(cls, subject: Subject, draws: int, limit: int, run: Run | None = None) -> "Replacement":
         """Take the audit set apart: the first batches that hold ``limit`` samples.
+
+        Without ``run`` every run is a plain one.
 
         Raises
         ------
@@ -70,7 +96,9 @@ class Replacement:
             raise NotApplicable("the audit set is one sample: there is no other to replace it with")
         if max(sample.length for sample in pool) < 2:
             raise NotApplicable("the inputs have one timestep: there is nothing older to replace")
-        return cls(subject, sequences, pool, donors_of(len(pool), subject.generator()), draws, [])
+        donor_B = donors_of(len(pool), subject.generator())
+        run = run or _Plain(subject)
+        return cls(subject, sequences, pool, donor_B, draws, run, [])
 
     @property
     def timesteps(self) -> int:
@@ -85,10 +113,10 @@ class Replacement:
     def intact(self) -> "Replacement":
         """Run the intact sequences; the model's own choices become targets that are missing."""
         sequences, results = [], []
-        for own in self.sequences:
+        for index, own in enumerate(self.sequences):
             batch = own.batch.to(self.subject.device, self.subject.dtype)
             with torch.no_grad():
-                outputs = call(self.subject.model, batch.inputs)
+                outputs = self.run(batch.inputs, keep=("intact", index))
             batch = objective.with_own_targets(self.subject, outputs, batch)
             results.append(self._result(outputs, batch))
             sequences.append(replace(own, batch=replace(own.batch, targets=batch.targets)))
@@ -131,21 +159,25 @@ class Replacement:
         """Excess loss of one batch, averaged over donors: (B, W)."""
         own, donor_B = self.sequences[index], torch.arange(len(self.pool))
         total_BW = torch.zeros(len(rows), len(lags), dtype=torch.float64)
-        for _ in range(self.draws):
+        longest = int(own.lengths.max())
+        for draw in range(self.draws):
             donor_B = self.donor[donor_B]
             others = donated(own, [self.pool[donor] for donor in donor_B[rows].tolist()])
             for column, replaced in enumerate(lags):
-                if replaced and replaced.start < own.lengths.max():
-                    inputs = spliced(own, others, replaced.start, replaced.stop)
-                    total_BW[:, column] += self._excess(index, inputs)
+                if not replaced or replaced.start >= longest:
+                    continue
+                inputs = spliced(own, others, replaced.start, replaced.stop)
+                begin = ("donor", draw, index) if replaced.stop >= longest else ("intact", index)
+                keep = begin if replaced.stop - replaced.start >= longest else None
+                total_BW[:, column] += self._excess(index, inputs, begin, keep)
         return total_BW / self.draws
 
-    def _excess(self, index: int, inputs: Inputs) -> Tensor:
+    def _excess(self, index: int, inputs: Inputs, like: Hashable, keep: Hashable) -> Tensor:
         """Excess loss of one batch with other inputs: (B,)."""
         own, subject = self.sequences[index].batch, self.subject
         batch = replace(own, inputs=inputs).to(subject.device, subject.dtype)
         with torch.no_grad():
-            result = self._result(call(subject.model, batch.inputs), batch)
+            result = self._result(self.run(batch.inputs, like=like, keep=keep), batch)
         change = (result - self.results[index]).double()
         if subject.loss is None:
             # Of an output that is one number for each timestep, one for each sample is left.
