@@ -13,7 +13,13 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from benchmarks.timing import BARE, Function, Row, compare, installed
 from probes import probe_class
-from probes.base import Batch, Subject
+from probes.base import Batch, Subject, silent
+from probes.recurrent.reach.jacobian import linearized, random_rows, reach
+from probes.recurrent.shares.collected import collect
+from probes.recurrent.shares.outer import inner
+from probes.recurrent.watching.interception import Interception, LayerCall
+from probes.recurrent.watching.split import recorded
+from probes.recurrent.watching.watch import read
 
 CLASSES = 10
 
@@ -71,18 +77,60 @@ class Case:
         probe = probe_class(name)(**settings)
         return lambda: probe(self.subject)
 
+    def forward(self) -> None:
+        """Forward pass alone, without a graph."""
+        with torch.no_grad():
+            self.model(self.x)
+
+    def layer_by_layer(self) -> None:
+        """Forward pass alone, with the layers told apart."""
+        with torch.no_grad(), Interception(self.model, LayerCall.computed, refusing=False):
+            self.model(self.x)
+
+    def state_norms(self) -> None:
+        """Norms of the gradients of one loss by all states, without the gradients of weights."""
+        with recorded(self.model) as recordings:
+            outputs = self.model(self.x)
+        recordings.gradients(functional.cross_entropy(outputs, self.y))
+
+    def weight_map(self) -> None:
+        """Measure what every timestep adds to the gradients of the weights: norm, and cosine."""
+        found = collect(self.subject, list(range(len(self.x))), 2**31, silent)
+        for site in found.sites():
+            for names in found.bundles(site):
+                timesteps = found.terms(site, names).by_time()
+                inner(timesteps, timesteps)
+                timesteps.against(timesteps.total())
+
+    def lag_profile(self) -> Function:
+        """Norms by lag alone, of layers that are linearized already."""
+        readings = read(self.subject, Batch(self.x)).readings
+        timesteps, samples, units = readings[-1].hidden.shape
+        lags = min(timesteps, 400)
+        layers = [linearized(reading, lags)[0] for reading in readings]
+        rows = random_rows(samples, 8, layers[-1].slopes, units, self.subject.generator())
+        return lambda: reach(layers, rows)
+
     def unrolled(self) -> None:
         """Norms of all state gradients by autograd on a loop, the input's product taken at once."""
-        self._loop(indexed=False)
+        self._norms(self._loop(indexed=False))
+
+    def unrolled_twice(self) -> None:
+        """Likewise, of the loss of all timesteps and of that of the last one."""
+        outputs_BCT = self._loop(indexed=False)
+        self._norms(outputs_BCT, retain_graph=True)
+        for state in self._states:
+            state.grad = None
+        self._norms(outputs_BCT[:, :, -1:])
 
     def indexed(self) -> None:
         """Likewise, with one timestep after the other cut out of the input's product."""
-        self._loop(indexed=True)
+        self._norms(self._loop(indexed=True))
 
-    def _loop(self, *, indexed: bool) -> None:
+    def _loop(self, *, indexed: bool) -> Tensor:
         """Unroll the layers one by one."""
-        self.model.zero_grad()
-        below_TBH, states = self.x.transpose(0, 1), []
+        below_TBH = self.x.transpose(0, 1)
+        self._states: list[Tensor] = []
         for w_ih, w_hh, b_ih, b_hh in self.model.rnn.all_weights:
             gates_TBG = functional.linear(below_TBH, w_ih, b_ih + b_hh)
             h = c = below_TBH.new_zeros(len(self.x), w_hh.shape[1])
@@ -95,16 +143,21 @@ class Case:
                 h = o.sigmoid() * c.tanh()
                 c.retain_grad()
                 h.retain_grad()
-                states.append((h, c))
+                self._states += [h, c]
                 outputs.append(h)
             below_TBH = torch.stack(outputs)
-        outputs_BCT = self.model.head(below_TBH).permute(1, 2, 0)
-        functional.cross_entropy(outputs_BCT, self.y).backward()
-        for h, c in states:
-            assert h.grad is not None
-            assert c.grad is not None
-            h.grad.norm(dim=1)
-            c.grad.norm(dim=1)
+        outputs_BCT: Tensor = self.model.head(below_TBH).permute(1, 2, 0)
+        return outputs_BCT
+
+    def _norms(self, outputs_BCT: Tensor, *, retain_graph: bool = False) -> None:
+        """Run backwards from the last timesteps, and measure every state's gradient."""
+        self.model.zero_grad()
+        targets_BT = self.y[:, -outputs_BCT.shape[2] :]
+        loss = functional.cross_entropy(outputs_BCT, targets_BT)
+        loss.backward(retain_graph=retain_graph)
+        for state in self._states:
+            assert state.grad is not None
+            state.grad.norm(dim=1)
 
     def detached(self) -> None:
         """Gradient for every truncation length, by one training pass with detached states each."""
@@ -147,21 +200,32 @@ class Case:
         return run
 
 
-PROBES = (
-    ("timestep_gradient", "h and c, every layer, timestep and sample"),
-    ("timestep_contribution", "every weight by timestep: norm, share, cosine"),
-    ("truncation", "every power of two at once"),
-    ("gradient_flow", "layers and parameters, every sample"),
-    ("gates", "saturation and timescale of every unit"),
-    ("state_reach", "400 lags, 8 combinations; 32 samples"),
-    ("lyapunov", "8 exponents of 8 samples"),
-    ("memory_capacity", "100 lags"),
-    ("memory_horizon", "24 lengths kept"),
-    ("lag_profile", "16 windows of lags"),
-)
-NOTES = dict(PROBES) | {
-    "unrolled autograd": "state gradients only, retained",
-    "unrolled autograd, xg[t]": "the same; each step cut out of the input's product",
+PROBES: dict[str, tuple[dict[str, int], str]] = {
+    "timestep_gradient": ({}, "of two losses: all timesteps and the last; h and c of every sample"),
+    "timestep_contribution": ({}, "the map, and shares and halves of every sample"),
+    "truncation": ({}, "every power of two at once"),
+    "gradient_flow": ({}, "layers and parameters, every sample"),
+    "gates": ({}, "saturation and timescale of every unit"),
+    "state_reach": ({}, "the profile of 32 samples, and the spectral norm of two of them"),
+    "lyapunov": ({"samples": 4}, "8 exponents of 4 samples"),
+    "memory_capacity": ({}, "100 lags"),
+    "memory_horizon": ({}, "24 lengths kept, and the gradient by the inputs"),
+    "lag_profile": ({}, "16 windows of lags"),
+}
+"""Settings, and what is measured."""
+
+FORWARD = "forward (no graph)"
+NORMS = "norms by timestep"
+MAP = "weights by timestep"
+PROFILE = "norms by lag"
+NOTES = {name: note for name, (_, note) in PROBES.items()} | {
+    "forward, layer by layer": "what telling the layers apart costs",
+    NORMS: "of one loss: h and c, every layer, timestep and sample",
+    MAP: "gradients of all weights; norm and cosine of every timestep's part",
+    PROFILE: "up to 400 lags, 8 combinations of rows, 32 samples; given the gates",
+    "unrolled autograd": "norms by timestep of one loss, every state's gradient retained",
+    "unrolled autograd, two losses": "what timestep_gradient measures",
+    "unrolled autograd, xg[t]": "of one loss; each step cut out of the input's product",
     "detached training passes": "one for every truncation length",
     "captum Occlusion": "every timestep on its own",
     "BackPACK BatchGrad": "parameters, every sample",
@@ -169,22 +233,29 @@ NOTES = dict(PROBES) | {
 
 
 def _probes(case: Case, names: Iterable[str]) -> dict[str, Function]:
-    """List the plain pass and probes."""
-    return {BARE: case.bare} | {name: case.probe(name) for name in names}
+    """List the plain passes and probes."""
+    return {
+        BARE: case.bare,
+        FORWARD: case.forward,
+        "forward, layer by layer": case.layer_by_layer,
+        NORMS: case.state_norms,
+        **{name: case.probe(name, **PROBES[name][0]) for name in names},
+    }
 
 
 def rows(rounds: int, large: bool) -> list[Row]:
     """Time everything on every network."""
-    every = [name for name, _ in PROBES]
+    every = [*PROBES]
     first = Case(32, 400, 128)
     others: dict[str, Function] = {
+        MAP: first.weight_map,
+        PROFILE: first.lag_profile(),
         "unrolled autograd": first.unrolled,
+        "unrolled autograd, two losses": first.unrolled_twice,
         "detached training passes": first.detached,
         "captum Occlusion": first.occlusion,
         "BackPACK BatchGrad": installed("backpack", first.backpack),
     }
-    if large:
-        others["unrolled autograd, xg[t]"] = first.indexed
     found = compare("LSTM 128, 32 x 400", _probes(first, every) | others, rounds, NOTES)
     for name, case in (
         ("LSTM 2 x 128, 32 x 400", Case(32, 400, 128, 2)),
@@ -192,10 +263,14 @@ def rows(rounds: int, large: bool) -> list[Row]:
         ("GRU 128, 32 x 400", Case(32, 400, 128, kind=nn.GRU)),
         ("RNN 128, 32 x 400", Case(32, 400, 128, kind=nn.RNN)),
     ):
-        found += compare(name, _probes(case, every[:8]), rounds, NOTES)
+        parts = {MAP: case.weight_map, PROFILE: case.lag_profile()}
+        found += compare(name, _probes(case, every) | parts, rounds, NOTES)
     ragged = Case(32, 400, 128, ragged=True)
     found += compare("LSTM 128, 32 x 100 to 400 packed", _probes(ragged, every[:4]), rounds, NOTES)
     if large:
+        longer = Case(32, 1000, 128)
+        loops = {"unrolled autograd": longer.unrolled, "unrolled autograd, xg[t]": longer.indexed}
+        found += compare("LSTM 128, 32 x 1000", _probes(longer, []) | loops, min(rounds, 2), NOTES)
         long = Case(4, 5000, 128, 2)
         found += compare("LSTM 2 x 128, 4 x 5000", _probes(long, every), min(rounds, 2), NOTES)
     return found

@@ -15,7 +15,6 @@ from torch.nn import functional
 from probes.base import Progress, Subject, silent, variable
 from probes.errors import AnalyzerError
 from probes.loss.objective import describe
-from probes.recurrent.backward.bptt import Factor
 from probes.recurrent.backward.record import Site
 from probes.recurrent.shares.collected import Collected, autograd_residual, collect
 from probes.recurrent.shares.halves import Halved, Terms, halved
@@ -149,19 +148,11 @@ def _weights(found: Collected) -> Iterator[_Row]:
     for site in found.sites():
         groups.setdefault((site.module, site.layer, site.reverse), []).append(site)
     for group in groups.values():
-        for names in _bundles(found.known(group[0]).factors):
+        for names in found.bundles(group[0]):
             terms = [found.terms(site, names) for site in group]
             whole = halved(terms)
             for sequence, site in enumerate(group):
                 yield from _rows(found, site, names, terms[sequence], sequence, whole)
-
-
-def _bundles(factors: dict[str, Factor]) -> list[list[str]]:
-    """Put together the weights whose products have the left factor in common."""
-    bundles: dict[int, list[str]] = {}
-    for name, factor in factors.items():
-        bundles.setdefault(factor.left.data_ptr(), []).append(name)
-    return [*bundles.values()]
 
 
 def _rows(

@@ -22,7 +22,7 @@ from probes.recurrent.watching.split import recorded
 from probes.samples.layout import Layout
 from probes.samples.selection import pieces, rows
 
-CHECKED = 4
+CHECKED = 2
 """Samples on which the gradients are compared with those of torch."""
 
 
@@ -74,6 +74,13 @@ class Collected:
     def known(self, site: Site) -> Part:
         """Return the first part of a layer and direction."""
         return next(parts[site] for parts in self.parts if site in parts)
+
+    def bundles(self, site: Site) -> list[list[str]]:
+        """Put together the weights whose products have the left factor in common."""
+        found: dict[int, list[str]] = {}
+        for name, factor in self.known(site).factors.items():
+            found.setdefault(factor.left.data_ptr(), []).append(name)
+        return [*found.values()]
 
     def lengths(self, site: Site) -> Tensor:
         """Count the timesteps of each sample in one layer: (N,)."""

@@ -115,7 +115,9 @@ class Gradients:
         if (key, name) not in self._signs:
             signs_F = torch.randint(0, 2, (features,), generator=self._generator) * 2 - 1
             self._signs[key, name] = signs_F.to(values_TBF)
-        signed_TBF = functional.pad(values_TBF * self._signs[key, name], (0, -features % SKETCH))
+        signed_TBF = values_TBF * self._signs[key, name]
+        if features % SKETCH:
+            signed_TBF = functional.pad(signed_TBF, (0, -features % SKETCH))
         return signed_TBF.view(*values_TBF.shape[:2], -1, SKETCH).sum(2)
 
     def next(self) -> None:
