@@ -117,11 +117,12 @@ def _eager(model: nn.Module) -> nn.Module:
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
     model = getattr(model, "_orig_mod", model)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise AnalyzerError(
-            "the model is TorchScript, whose layers cannot be observed: pass the eager model and "
-            "load the weights into it"
-        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise AnalyzerError(
+                f"{name or 'the model'} is TorchScript, whose layers cannot be observed: pass the "
+                "eager model and load the weights into it"
+            )
     if any(weight.dtype in (torch.float16, torch.bfloat16) for weight in model.parameters()):
         model = _single(model)
     return model

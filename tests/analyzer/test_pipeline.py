@@ -156,6 +156,8 @@ def test_torchscript_is_refused():
         "the model is TorchScript, whose layers cannot be observed: pass the eager model and load "
         "the weights into it"
     )
+    part = nn.Sequential(chain(), nn.ModuleDict({"head": scripted})["head"])
+    assert refusal(subject(part)).startswith("1 is TorchScript, whose layers cannot be observed: ")
 
 
 def test_empty_data_are_refused():
