@@ -21,7 +21,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 from probes.field import memory
 from probes.field.intervals import Field
 from probes.field.memory import Fields
-from probes.field.operation import CLIPPED, EXTENDED, UNGATED, Operation, base_name
+from probes.field.operation import (
+    CLIPPED,
+    EXTENDED,
+    UNGATED,
+    Operation,
+    base_name,
+    read_values,
+    written_names,
+)
 from probes.field.recurrent import RECURRENT
 from probes.field.rules import fields_of
 from probes.field.shortcut import shortcut
@@ -79,6 +87,10 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():
+            # There torch neither takes composite operators apart nor keeps track of views.
+            with torch.inference_mode(False), torch.no_grad(), self:
+                return func(*args, **kwargs)
         shape = _first_shape(args)
         result = shortcut(func, args, kwargs) or func(*args, **kwargs)
         if not self._paused and func.namespace != "prim":
@@ -96,15 +108,18 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outs: list[Tensor],
     ) -> None:
         """Work out and store the fields of what an operator returned."""
-        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        sources = [fields for fields in map(self.fields, leaves) if fields is not None]
+        read = tree_leaves((args, read_values(func, kwargs)))
+        sources = [fields for fields in map(self.fields, read) if fields is not None]
         self._notice(func, args)
-        before = [self._fields.get(outs[0])] if _writes(func, args, outs) else None
+        changed = [(out, self.fields(out)) for out in _changed(func, args, kwargs, outs)]
         if sources:
             call = Operation(func, args, kwargs, shape, outs, lambda _: None, EXTENDED, self.where)
             self._store(outs, self._answers(call, all(s[0] is s[1] for s in sources)))
-        if before is not None and not _same(before[0], self._fields.get(outs[0])):
-            self._write_through(outs[0])
+        for out, before in changed:
+            if not sources:
+                self.forget(out)
+            if not _same(before, self._fields.get(out)):
+                self._write_through(out)
 
     def _notice(self, func: OpOverload, args: Sequence[Any]) -> None:
         """Count convolutions, and show their inputs to whoever watches."""
@@ -156,8 +171,6 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         owner = view if view._base is None else view._base
         if owner is not view:
             old, new = self._fields.get(owner), self._fields.get(view)
-            if old is None and new is None:
-                return
             self._fields[owner] = memory.written(owner, old, view, new)
         self._writes += 1
         self._written[owner] = self._read[owner] = self._read[view] = self._writes
@@ -231,9 +244,14 @@ def _first_shape(args: Sequence[Any]) -> tuple[int, ...]:
     return ()
 
 
-def _writes(func: OpOverload, args: Sequence[Any], outs: list[Tensor]) -> bool:
-    """Whether an operator changes the values of its first argument in place."""
-    return bool(args) and outs[0] is args[0] and torch.Tag.inplace_view not in func.tags
+def _changed(
+    func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], outs: list[Tensor]
+) -> list[Tensor]:
+    """Results that were there before: the first argument changed in place, or ``out``."""
+    if torch.Tag.inplace_view in func.tags:
+        return []
+    targets = [*args[:1], *(kwargs.get(name) for name in written_names(func))]
+    return [out for out in outs if any(out is target for target in targets)]
 
 
 def _same(before: Fields | None, after: Fields | None) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch._ops import OpOverload
 
-from probes.field.intervals import Field
+from probes.field.intervals import Field, everything
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Operation:
     def sources(self) -> list[tuple[Tensor, Field]]:
         """Tensors among the arguments that depend on the input, lists included."""
         found = []
-        values = [*self.args, *(value for key, value in self.kwargs.items() if key != "out")]
+        values = [*self.args, *read_values(self.func, self.kwargs)]
         for value in values:
             for item in value if isinstance(value, list | tuple) else [value]:
                 known = self.field(item)
@@ -119,6 +119,15 @@ class Operation:
     def cause(self, words: str) -> str:
         """Say what makes a span the whole input, and where."""
         return f"{words} ({self.base}) in {self.where or 'the model itself'}"
+
+    def whole(self, words: str, *, known: bool = True) -> list[Field]:
+        """Let every output depend on all that any operand depends on, because of ``words``."""
+        axes = [*zip(*(field for _, field in self.sources()), strict=True)]
+        cause = self.cause(words)
+        return [
+            tuple(everything(spans, out.dim(), cause, known=known) for spans in axes)
+            for out in self.outs
+        ]
 
 
 Rule = Callable[[Operation], Sequence[Field | None]]
@@ -135,6 +144,17 @@ def base_name(func: OpOverload) -> str:
     """Name of an operator without namespace, overload and the underscore of in-place variants."""
     name: str = func.overloadpacket.__name__
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def read_values(func: OpOverload, kwargs: Mapping[str, Any]) -> list[Any]:
+    """Keyword arguments but for those that results are written to (``out``)."""
+    return [value for name, value in kwargs.items() if name not in written_names(func)]
+
+
+@cache
+def written_names(func: OpOverload) -> frozenset[str]:
+    """Keywords of the tensors that results are written to: ``out``, or one for each result."""
+    return frozenset(argument.name for argument in func._schema.arguments if argument.is_out)
 
 
 @cache

@@ -39,7 +39,7 @@ def layer(args: Sequence[Any], lookup: Lookup, outs: list[Tensor], where: str) -
     """
     packed = isinstance(args[1], Tensor) and not args[1].is_floating_point()
     both = bool(args[-1] if packed else args[-2])
-    time = 0 if packed or not args[-1] or args[0].dim() == 2 else 1
+    time = 0 if packed or not args[-1] else 1
     cause = f"{BOTH if both else EARLIER} in {where or 'the model itself'}"
     own, others = lookup(args[0]), _known(args[1:], lookup)
     parts: list[Field] = []
@@ -60,7 +60,7 @@ def _known(args: Sequence[Any], lookup: Lookup) -> list[Field]:
 def _all(fields: Sequence[Field], ndim: int, cause: str) -> Field:
     """Depend on all that any element of any tensor depends on; by its own cause if none is told."""
     return tuple(
-        everything(spans, ndim, cause or spans[0].cause, known=all(s.known for s in spans))
+        everything(spans, ndim, cause or spans[0].cause, known=True)
         for spans in zip(*fields, strict=True)
     )
 
@@ -80,19 +80,18 @@ def cell(args: Sequence[Any], lookup: Lookup, outs: list[Tensor], where: str) ->
     if not fields:
         return [_all(_known(args[2:], lookup), outs[0].dim(), cause)] * len(outs)
     result = []
-    for axis, spans in enumerate(zip(*fields, strict=True)):
+    for spans in zip(*fields, strict=True):
         flat = [contract(span, [span.low.ndim - 1], cause) for span in spans]
         merged = union(flat)
-        if now is not None and not merged.cause and _grows(now[axis], merged):
+        if now is not None and not merged.cause and _grows(flat[0], merged):
             merged = replace(merged, cause=cause, minimal=np.inf)
         result.append(merged)
     return [tuple(result)] * len(outs)
 
 
 def _grows(now: Span, merged: Span) -> bool:
-    """Whether the states saw positions that the input of this step does not."""
-    low, high = now.low.min(), now.high.max()
-    return bool(merged.low.min() < low or merged.high.max() > high)
+    """Whether a state saw positions that the input of this step does not."""
+    return bool((merged.low < now.low).any() or (merged.high > now.high).any())
 
 
 RECURRENT: Mapping[Any, Callable[..., list[Field]]] = {

@@ -9,7 +9,7 @@ from probes.field import (
     rules_reductions,
     rules_windows,
 )
-from probes.field.intervals import Field, everything
+from probes.field.intervals import Field
 from probes.field.operation import Operation, Rule
 
 RULES: dict[str, Rule] = {
@@ -32,8 +32,4 @@ def fields_of(op: Operation) -> list[Field | None]:
 
 def unknown(op: Operation) -> Sequence[Field | None]:
     """Let everything depend on everything, and say that there is no rule."""
-    axes = [*zip(*(field for _, field in op.sources()), strict=True)]
-    cause = op.cause("an operator without a rule")
-    return [
-        tuple(everything(spans, out.dim(), cause, known=False) for spans in axes) for out in op.outs
-    ]
+    return op.whole("an operator without a rule", known=False)

@@ -1,13 +1,13 @@
 """Rules of operators that choose elements by index."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from probes.field.intervals import Field, contract, everything, insert, union
+from probes.field.intervals import Field, contract, insert, union
 from probes.field.operation import Operation, Rule, ValuesNeededError, named
 from probes.field.rules_layout import moved_by
 
@@ -15,14 +15,16 @@ from probes.field.rules_layout import moved_by
 def embedding(op: Operation) -> Sequence[Field | None]:
     """Look up a vector for every index: a dimension of features is added."""
     field = op.field(op["indices"])
-    return [tuple(insert(span, span.low.ndim) for span in field) if field else None]
+    if field is None or op.main() is not None:
+        return chosen(op)
+    return [tuple(insert(span, span.low.ndim) for span in field)]
 
 
 def chosen(op: Operation) -> Sequence[Field | None]:
     """Elements at given indices, followed exactly where the indices do not depend on the input."""
     field = op.main()
     if field is None or _depends(op, op.args[1:]):
-        return [data_dependent(op)]
+        return data_dependent(op)
     args = _values(op.args[1:])
 
     def move(full: Tensor) -> Tensor:
@@ -34,38 +36,32 @@ def chosen(op: Operation) -> Sequence[Field | None]:
 
 def written(op: Operation) -> Sequence[Field | None]:
     """Elements put at indices along a dimension: any of them may end up anywhere along it."""
-    return [_along(op, lambda tensor: tensor is not op.args[0])]
+    return _along(op, first=False)
 
 
 def picked(op: Operation) -> Sequence[Field | None]:
     """One element along a dimension for every index: any of them, and what the index rests on."""
-    return [_along(op, lambda tensor: tensor is op.args[0])]
+    return _along(op, first=True)
 
 
-def _along(op: Operation, moved: Callable[[Tensor], bool]) -> Field:
-    """Union over the operands; those that are moved are combined along ``dim`` first."""
+def _along(op: Operation, *, first: bool) -> Sequence[Field | None]:
+    """Union over the operands; the first, or the others, are combined along ``dim`` before."""
     sources = op.sources()
     if any(tensor.dim() != len(op.output) for tensor, _ in sources):
         return data_dependent(op)
     cause = op.cause("elements moved along the axis")
     terms = []
-    for tensor, field in sources:
+    for place, (tensor, field) in enumerate(sources):
         dims = {d for d, size in enumerate(tensor.shape) if size != op.output[d]}
-        dims |= {op["dim"] % len(op.output)} if moved(tensor) else set()
+        if first == (place == 0 and op.main() is not None):
+            dims.add(op["dim"] % len(op.output))
         terms.append([contract(span, dims, cause, keep=True) for span in field])
-    return tuple(union(spans) for spans in zip(*terms, strict=True))
+    return [tuple(union(spans) for spans in zip(*terms, strict=True))]
 
 
-def data_dependent(op: Operation) -> Field:
+def data_dependent(op: Operation) -> Sequence[Field | None]:
     """Depend on everything, because positions are computed from the input."""
-    axes = zip(*(field for _, field in op.sources()), strict=True)
-    cause = op.cause("positions computed from the input")
-    return tuple(everything(spans, len(op.output), cause, known=True) for spans in axes)
-
-
-def sampled(op: Operation) -> Sequence[Field | None]:
-    """Elements at computed positions."""
-    return [data_dependent(op)]
+    return op.whole("positions computed from the input")
 
 
 def _depends(op: Operation, arguments: Sequence[Any]) -> bool:
@@ -102,5 +98,7 @@ RULES: dict[str, Rule] = {
     **named(chosen, "index index_select"),
     **named(written, "scatter scatter_add scatter_reduce index_add index_copy index_fill"),
     **named(picked, "gather"),
-    **named(sampled, "index_put _index_put_impl masked_scatter grid_sampler_2d grid_sampler_3d"),
+    **named(
+        data_dependent, "index_put _index_put_impl masked_scatter grid_sampler_2d grid_sampler_3d"
+    ),
 }

@@ -36,7 +36,8 @@ def each(move: Callable[[Operation, Span], Span]) -> Rule:
 
     def rule(op: Operation) -> Sequence[Field | None]:
         field = op.main()
-        return [None if field is None else tuple(move(op, span) for span in field)]
+        assert field is not None
+        return [tuple(move(op, span) for span in field)]
 
     return rule
 

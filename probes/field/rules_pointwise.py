@@ -14,7 +14,7 @@ from probes.field.operation import Operation, Rule, named
 def pointwise(op: Operation) -> Sequence[Field | None]:
     """Union over the operands, broadcast; global gates are left out where that is asked."""
     sources = op.sources()
-    if op.base in _GATING and len(sources) > 1:
+    if op.base in _GATING:
         return [tuple(_gated(op, spans) for spans in _by_axis(sources))]
     return [tuple(union([span for _, span in spans]) for spans in _by_axis(sources))]
 
@@ -45,6 +45,8 @@ def _is_statistic(tensor: Tensor, span: Span) -> bool:
 
 def same(op: Operation) -> Sequence[Field | None]:
     """Pass the first argument on to the first output; the others are statistics."""
+    if any(op.field(value) is not None for value in op.args[1:]):
+        return op.whole("a scale computed from the input")
     return [op.main(), *([None] * (len(op.outs) - 1))]
 
 

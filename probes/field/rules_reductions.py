@@ -11,21 +11,16 @@ from probes.field.intervals import (
     compressed,
     contract,
     drop,
-    insert,
     union,
 )
 from probes.field.operation import Operation, Rule, named
-from probes.field.rules_pointwise import pointwise
 
 
 def reduction(op: Operation) -> Sequence[Field | None]:
     """Combine the elements along some dimensions, or along all."""
-    if "other" in op:
-        return pointwise(op)
     field, ndim = op.main(), len(op.shape)
-    asked = op.get("dim")
-    dims = [asked] if isinstance(asked, int) else list(asked if asked is not None else [])
-    dims = [dim % ndim for dim in dims] or list(range(ndim))
+    assert field is not None
+    dims = _dims(op, op.get("dim")) or list(range(ndim))
     cause = op.cause("reduction of the whole map")
     kept = len(op.output) == ndim
 
@@ -33,32 +28,39 @@ def reduction(op: Operation) -> Sequence[Field | None]:
         combined = contract(span, dims, cause)
         return combined if kept else drop(combined, dims)
 
-    return [None if field is None else tuple(reduced(span) for span in field)]
+    return [tuple(reduced(span) for span in field)]
+
+
+def _dims(op: Operation, asked: int | Sequence[int] | None) -> list[int]:
+    """Dimensions of the operand from the front, none of a number."""
+    ndim = len(op.shape)
+    dims = [asked] if isinstance(asked, int) else asked or []
+    return [dim % ndim for dim in dims if ndim]
 
 
 def mixing(op: Operation) -> Sequence[Field | None]:
     """Let each element along some dimensions depend on all of them, as softmax and FFT do."""
-    field = op.main()
-    asked = op["dim"]
-    dims = [asked] if isinstance(asked, int) else list(asked)
-    dims = [dim % len(op.shape) for dim in dims]
+    field, dims = op.main(), _dims(op, op["dim"])
+    assert field is not None
     cause = op.cause("mixing of all positions")
-    mixed = tuple(contract(span, dims, cause, keep=True) for span in field or ())
-    return [mixed] if field else [None]
+    return [tuple(contract(span, dims, cause, keep=True) for span in field)]
 
 
 def running(op: Operation) -> Sequence[Field | None]:
     """Cumulative operators: each element depends on those before it."""
-    field, dim = op.main(), op["dim"] % len(op.shape)
+    field, dims = op.main(), _dims(op, op["dim"])
+    assert field is not None
     cause = op.cause("accumulation over all earlier positions")
-    return [tuple(accumulate(span, dim, cause) for span in field)] if field else [None]
+    for dim in dims:
+        field = tuple(accumulate(span, dim, cause) for span in field)
+    return [field]
 
 
 def layer_normalization(op: Operation) -> Sequence[Field | None]:
     """Statistics over the last dimensions; over positions they are a global gate."""
     field = op.main()
-    if field is None:
-        return [None]
+    if field is None or any(op.field(value) is not None for value in op.args[1:]):
+        return op.whole("a scale computed from the input")
     first = len(op.shape) - len(op["normalized_shape"])
     dims = range(first, len(op.shape))
     op.gated = any(span.dims & {*dims} for span in field)
@@ -75,7 +77,7 @@ def product(op: Operation) -> Sequence[Field | None]:
     return [_product(op, op.field(op[left]), op.field(op[right]), cause)]
 
 
-def _product(op: Operation, left: Field | None, right: Field | None, cause: str) -> Field | None:
+def _product(op: Operation, left: Field | None, right: Field | None, cause: str) -> Field:
     """Field of ``left @ right`` plus the bias, if there is one."""
     ndim = len(op.output)
     terms: list[Field] = []
@@ -88,7 +90,7 @@ def _product(op: Operation, left: Field | None, right: Field | None, cause: str)
     bias = op.field(op["self"]) if op.base in _BIASED else None
     if bias is not None:
         terms.append(tuple(aligned(span, ndim) for span in bias))
-    return tuple(union(spans) for spans in zip(*terms, strict=True)) if terms else None
+    return tuple(union(spans) for spans in zip(*terms, strict=True))
 
 
 def _column(span: Span, ndim: int) -> Span:
@@ -101,42 +103,34 @@ def _row(span: Span) -> Span:
     return drop(span, [0]) if span.low.ndim == 1 else span
 
 
-def dense(op: Operation) -> Sequence[Field | None]:
-    """Linear layer on the last dimension."""
-    field, cause = op.main(), op.cause("dense product over all positions")
-    last = len(op.shape) - 1
-    return [tuple(contract(span, [last], cause) for span in field) if field else None]
-
-
 def attention(op: Operation) -> Sequence[Field | None]:
-    """Scaled dot-product attention: every query sees every key and value."""
-    ndim = len(op.shape)
+    """Scaled dot-product attention: every query sees every key and value, and its row of the mask.
+
+    The last dimension holds features, the one before it positions. Features of values stay apart.
+    """
+    last = len(op.shape) - 1
     cause = op.cause("attention over all positions")
-    terms = []
-    for place, tensor in enumerate(op.args[:3]):
-        field = op.field(tensor)
-        # The last dimension holds features, the one before it positions.
-        dims = [ndim - 1] if place == 0 else [ndim - 1, ndim - 2]
-        if field is not None:
-            terms.append(tuple(contract(span, dims, cause) for span in field))
-    if not terms:
-        return [None]
+    mask = op.get("attn_mask", op.get("attn_bias"))
+    operands = zip([*op.args[:3], mask], ([last], [last - 1, last], [last - 1], []), strict=True)
+    terms = [
+        [aligned(contract(span, dims or [span.low.ndim - 1], cause), last + 1) for span in field]
+        for tensor, dims in operands
+        if (field := op.field(tensor)) is not None
+    ]
     return [tuple(union(spans) for spans in zip(*terms, strict=True)), *[None] * (len(op.outs) - 1)]
 
 
 def packing(op: Operation) -> Sequence[Field | None]:
-    """Pack padded sequences and back: for one sample, a batch dimension less or more."""
+    """Pack padded sequences: for one sample, a batch dimension less, and timesteps cut off."""
     field = op.main()
     if field is None:
-        return [None]
+        return op.whole("lengths computed from the input")
     batch = 0 if op["batch_first"] else 1
-    if op.base == "_pad_packed_sequence":
-        return [tuple(insert(span, batch) for span in field), None]
     length = int(op.output[0])
 
     def packed(span: Span) -> Span:
         flat = drop(span, [batch])
-        low, high = (bound[: max(length, 1)] for bound in (flat.low, flat.high))
+        low, high = (bound[:length] for bound in (flat.low, flat.high))
         return compressed(replace(flat, low=low, high=high))
 
     return [tuple(packed(span) for span in field), None]
@@ -167,12 +161,11 @@ RULES: dict[str, Rule] = {
     **named(running, "cumsum cumprod logcumsumexp cummax cummin"),
     **named(layer_normalization, "native_layer_norm _fused_rms_norm rms_norm"),
     **named(product, "mm bmm addmm _addmm_activation baddbmm mv addmv dot"),
-    **named(dense, "linear"),
     **named(
         attention,
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
         "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
         "_scaled_dot_product_attention_math scaled_dot_product_attention",
     ),
-    **named(packing, "_pack_padded_sequence _pad_packed_sequence"),
+    **named(packing, "_pack_padded_sequence"),
 }

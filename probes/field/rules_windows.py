@@ -13,7 +13,6 @@ from probes.field.intervals import (
     Taps,
     as_list,
     contract,
-    everything,
     slide,
 )
 from probes.field.operation import Operation, Rule, named
@@ -37,7 +36,7 @@ def convolution(op: Operation) -> Sequence[Field | None]:
     weight = op["weight"]
     field = op.main()
     if field is None or op.field(weight) is not None:
-        return [_all_of(op)]
+        return op.whole("a kernel computed from the input")
     kernel = list(weight.shape[2:])
     count = len(kernel)
     stride, padding, dilation = (
@@ -50,13 +49,6 @@ def convolution(op: Operation) -> Sequence[Field | None]:
     channels = len(op.shape) - count - 1
     mixed = tuple(_mixed(op, span, channels, op["groups"]) for span in field)
     return [windowed(op, mixed, taps)]
-
-
-def _all_of(op: Operation) -> Field:
-    """Depend on all operands: a kernel that is computed from the input moves every output."""
-    axes = zip(*(field for _, field in op.sources()), strict=True)
-    cause = op.cause("a kernel computed from the input")
-    return tuple(everything(spans, len(op.output), cause, known=True) for spans in axes)
 
 
 def _window_taps(size: int, kernel: int, stride: int, padding: int, dilation: int) -> Taps:
@@ -126,11 +118,10 @@ def resampling(op: Operation) -> Sequence[Field | None]:
     field = op.main()
     assert field is not None
     before, after = op.shape[2:], op.output[2:]
-    factors = _factors(op, len(before))
-    align = bool(op["align_corners"]) if "align_corners" in op else False
+    align = bool(op.get("align_corners"))
     taps = []
-    for size, many, factor in zip(before, after, factors, strict=True):
-        step = factor if factor else size / many
+    for size, many, scale in zip(before, after, _scales(op), strict=True):
+        step = 1 / scale if scale else size / many
         if align:
             step = (size - 1) / max(many - 1, 1)
         index = _resampled(op.base, np.arange(many), step, align)
@@ -138,14 +129,10 @@ def resampling(op: Operation) -> Sequence[Field | None]:
     return [windowed(op, field, taps)]
 
 
-def _factors(op: Operation, count: int) -> list[float]:
-    """Input elements per output element where the caller set them; 0 where the sizes decide."""
-    if "scale_factors" in op:
-        scales = op["scale_factors"]
-    else:
-        names = [name for name in ("scales_d", "scales_h", "scales_w", "scales") if name in op]
-        scales = [op[name] for name in names]
-    return [1 / scale if scale else 0.0 for scale in scales or [0.0] * count]
+def _scales(op: Operation) -> list[float | None]:
+    """Output elements per input element where the caller set them."""
+    names = ("scales_d", "scales_h", "scales_w", "scales")
+    return [op[name] for name in names if name in op]
 
 
 def _resampled(kind: str, outputs: Integers, step: float, align: bool) -> Integers:

@@ -91,7 +91,7 @@ def elongation(sigma: Floats, resampled: Floats) -> Floats:
         return np.array([value, nan, nan])
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = resampled[:, longest] / resampled[:, shortest]
-    return np.array([value, *np.quantile(ratios, (0.025, 0.975))])
+        return np.array([value, *np.quantile(ratios, (0.025, 0.975))])
 
 
 def outside(share: Floats, start: Floats, stop: Floats) -> float:

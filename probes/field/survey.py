@@ -152,7 +152,8 @@ class _Sample:
         def fresh(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
-            return leaf.clone() if fake is None else fake.from_tensor(leaf)
+            # The copy is nobody's view: what a forward writes to it reaches nothing else.
+            return leaf.clone() if fake is None else fake.from_tensor(leaf.clone())
 
         leaves = [fresh(leaf) for leaf in self.leaves]
         return tree_unflatten(leaves, self.structure), leaves

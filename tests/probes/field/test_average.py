@@ -61,6 +61,19 @@ def test_the_first_half_is_measured_alone():
     np.testing.assert_allclose(found.half_sample_sigma, np.sqrt(8 / 12), rtol=1e-6)
 
 
+@pytest.mark.parametrize("count", [2, 3, 6, 7])
+def test_the_first_half_is_rounded_down(count):
+    maps = [box(1 + sample % 4, 1.0 + sample) for sample in range(count)]
+    found = average.average(energies(*maps), CENTRE, 0, 0)
+    # Fewer than four samples are weighted by their energy, all by the same.
+    half = np.array(maps)[: count // 2]
+    half = half / (1 if count < 4 else half.sum(1, keepdims=True))
+    amplitude = np.sqrt(half.sum(0))
+    amplitude /= amplitude.sum()
+    expected = np.sqrt((amplitude * (np.arange(11) - 5) ** 2).sum())
+    np.testing.assert_allclose(found.half_sample_sigma, expected, rtol=1e-6)
+
+
 def test_sizes_are_of_the_amplitude_and_of_the_energy():
     field = np.array([1.0, 16, 1])
     found = average.average(energies(field), np.array([1.0]), 0, 0)
@@ -88,10 +101,43 @@ def test_intervals_hold_what_resampling_gives():
     assert found.diameter.tolist() == pytest.approx([4 * found.sigma[0], 4 * low, 4 * high])
 
 
-def test_blocks_do_not_matter(monkeypatch):
+@pytest.mark.parametrize("block", [5, 33])
+def test_blocks_do_not_matter(block, monkeypatch):
     maps = energies(*np.random.default_rng(1).random((6, 11)))
     whole = average.average(maps, CENTRE, 50, 3)
-    monkeypatch.setattr(average, "BLOCK", 33)
+    monkeypatch.setattr(average, "BLOCK", block)
     parts = average.average(maps, CENTRE, 50, 3)
     np.testing.assert_allclose(whole.diameter, parts.diameter, rtol=1e-12)
     np.testing.assert_allclose(whole.share, parts.share, rtol=1e-12)
+
+
+def test_resamples_are_kept_row_by_row():
+    maps = energies(*np.random.default_rng(1).random((6, 11)))
+    found = average.average(maps, CENTRE, 7, 3)
+    assert found.resampled.shape == (7, 1)
+    # The first two rows would be of all samples and of half of them.
+    drawn = np.random.default_rng(3).multinomial(6, [1 / 6] * 6, 7)
+    shares = np.stack(maps.shares).astype(float)
+    for row, (sigma,) in zip(drawn, found.resampled, strict=True):
+        again = Energies((11,))
+        again.add(row @ shares)
+        assert average.plain_sigma(again) == pytest.approx([sigma], rel=1e-6)
+    alone = average.average(energies(box(2)), CENTRE, 7, 3)
+    np.testing.assert_array_equal(alone.resampled, np.full((7, 1), np.nan))
+
+
+def test_a_plain_deviation_is_that_of_the_amplitude():
+    maps = energies(box(1), box(3), box(2))
+    expected = average.average(maps, CENTRE, 0, 0).sigma
+    np.testing.assert_allclose(average.plain_sigma(maps), expected, rtol=1e-12)
+    np.testing.assert_array_equal(average.plain_sigma(Energies((3, 4))), [np.nan, np.nan])
+
+
+def test_two_axes_stay_apart():
+    found = Energies((3, 11))
+    field = np.outer([1.0, 16, 1], box(2))
+    found.add(field.ravel())
+    result = average.average(found, np.array([1.0, 5.0]), 0, 0)
+    np.testing.assert_allclose(result.sigma, [np.sqrt(2 / 6), np.sqrt(24 / 12)], rtol=1e-6)
+    np.testing.assert_allclose(result.share, field / field.sum(), rtol=1e-6)
+    np.testing.assert_allclose(average.plain_sigma(found), result.sigma, rtol=1e-12)

@@ -35,6 +35,7 @@ class Compared(TorchDispatchMode):
         if made is not None:
             self.taken += 1
             first = (made[0].shape, made[0].stride(), made[0].dtype, made[0].device)
+            assert [part.shape for part in made[1:]] == [part.shape for part in real[1:]]
             assert first == (real[0].shape, real[0].stride(), real[0].dtype, real[0].device)
         return real
 

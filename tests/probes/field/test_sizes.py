@@ -61,6 +61,7 @@ def test_enclosing_sides_of_rings_of_known_mass():
     assert sizes.enclosing_sides(maps, sides, 0.4).tolist() == [1, 5, 5]
     assert sizes.enclosing_sides(maps, sides, 0.41).tolist() == [3, 5, 5]
     assert sizes.enclosing_sides(maps, sides, 1.0).tolist() == [5, 5, 5]
+    assert sizes.enclosing_sides(maps / 1e9, sides, 0.41).tolist() == [3, 5, 5]
 
 
 @pytest.mark.parametrize("angle", [-60, 0, 30, 90])
@@ -89,3 +90,86 @@ def test_a_box_is_no_gaussian():
 
 def test_three_axes_are_not_fitted():
     assert isnan(sizes.fitted_gaussian(np.ones((3, 3, 3))).r2)
+
+
+def test_elongation_is_the_longest_over_the_shortest():
+    resampled = np.array([[1.0, 2, 4], [1, 3, 9], [2, 3, 4]])
+    found = sizes.elongation(np.array([2.0, 3.0, 5.0]), resampled)
+    expected = np.quantile([4, 9, 2], [0.025, 0.975])
+    np.testing.assert_allclose(found, [2.5, *expected])
+    backwards = sizes.elongation(np.array([5.0, 2.0]), np.array([[6.0, 3.0]]))
+    np.testing.assert_allclose(backwards, [2.5, 2, 2])
+    alone = sizes.elongation(np.array([2.0, 3.0]), np.empty((0, 2)))
+    np.testing.assert_array_equal(alone, [1.5, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("sigma", [[2.0], [0.0, 1.0], [np.nan, 1.0]])
+def test_elongation_needs_two_axes_with_a_size(sigma):
+    rows = np.ones((4, len(sigma)))
+    np.testing.assert_array_equal(sizes.elongation(np.array(sigma), rows), [np.nan] * 3)
+
+
+def test_elongation_over_nothing_has_no_interval():
+    found = sizes.elongation(np.array([1.0, 2.0]), np.array([[0.0, 1.0], [0.0, 1.0]]))
+    np.testing.assert_array_equal(found, [2, np.nan, np.nan])
+
+
+def test_what_lies_outside_of_a_box():
+    share = np.arange(12.0).reshape(3, 4) / 66
+    start, stop = np.array([1.0, 1.0]), np.array([1.0, 2.0])
+    assert sizes.outside(share, start, stop) == pytest.approx(1 - (5 + 6) / 66)
+    assert sizes.outside(share, np.zeros(2), np.array([2.0, 3.0])) == 0
+    assert share.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "share"),
+    [([np.nan, 0], [1, 1], 1), ([0, 0], [1, np.nan], 1), ([0, 0], [0, 0], np.nan)],
+)
+def test_outside_of_what_is_undefined_is_undefined(start, stop, share):
+    found = sizes.outside(np.full((2, 2), share), np.array(start, float), np.array(stop, float))
+    assert isnan(found)
+
+
+def test_wide_gaussians_are_fitted_to_a_part_of_their_points():
+    field = bell((400, 300), (180, 160), np.diag([30.0**2, 15.0**2]))
+    found = sizes.fitted_gaussian(field)
+    assert (found.major, found.minor) == (pytest.approx(30, rel=1e-4), pytest.approx(15, rel=1e-4))
+    assert found.angle == pytest.approx(90, abs=0.1)
+
+
+def test_small_gaussians_are_fitted_to_what_is_around_them():
+    found = sizes.fitted_gaussian(bell((21, 21), (9.5, 10.25), np.diag([0.49, 0.49])))
+    assert (found.major, found.minor) == (pytest.approx(0.7, rel=1e-3),) * 2
+
+
+def test_points_are_those_within_four_deviations_or_four_positions():
+    field = np.zeros((40, 60))
+    field[9:12, 20:41] = 2.0
+    y, x, values = sizes._grid(field)
+    # The deviations are sqrt(8 / 12) and sqrt(440 / 12).
+    assert (y.min(), y.max(), x.min(), x.max()) == (6, 14, 5, 54)
+    assert len(np.unique(y)) == 9
+    assert len(np.unique(x)) == 50
+    assert (values.max(), values.sum()) == (1, 63)
+    wide = np.ones((3, 200))
+    y, x, _ = sizes._grid(wide)
+    assert np.unique(y).tolist() == [0, 1, 2]
+    assert np.unique(x).tolist() == [*range(0, 200, 4)]
+    far = np.zeros((1, 600))
+    far[:, 250:350] = 1
+    # 299.5, and four times the root of (100^2 - 1) / 12 to both sides.
+    assert np.unique(sizes._grid(far)[1]).tolist() == [*range(184, 416, 4)]
+
+
+def test_a_fit_explains_a_part_of_the_variance():
+    rng = np.random.default_rng(0)
+    field = np.exp(-0.5 * ((np.arange(41) - 20) / 4) ** 2) + 0.1 * rng.random(41)
+    found = sizes.fitted_gaussian(field)
+    _, x, value = sizes._grid(field[None])
+    # What a Gaussian of the true size leaves over cannot be less.
+    shape = np.exp(-0.5 * ((x - 20) / 4) ** 2)
+    height, ground = np.linalg.lstsq(np.stack([shape, 0 * shape + 1], 1), value, rcond=None)[0]
+    best = 1 - ((value - height * shape - ground) ** 2).sum() / value.var() / len(value)
+    assert best - 0.05 < found.r2 < best
+    assert found.angle == 0
