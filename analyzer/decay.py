@@ -93,7 +93,8 @@ def decay(
     Returns
     -------
     Decay
-        All nan where fewer than two lags are known for half of the samples.
+        All nan where fewer than two lags are known for half of the samples, or no sample knows two
+        neighbours of those chosen.
 
     References
     ----------
@@ -108,12 +109,16 @@ def decay(
     values, steps = values[:, chosen], steps[chosen]
     increments = _increments(values, _weights(len(values), seed, resamples))
     rates = _rates(increments, np.diff(steps))
+    if isnan(rates[0]):
+        return Decay(samples=len(values))
     slowest, fastest = _interval(rates[1:])
     fit = _fitted(increments[:1], steps)
     best = int(fit.criterion[0].argmin())
     support = nan
     if len(values) > 1:
-        support = float((_fitted(increments[1:], steps).criterion.argmin(1) == best).mean())
+        criteria = _fitted(increments[1:], steps).criterion
+        # A resample that knows no increment supports nothing.
+        support = float(((criteria.argmin(1) == best) & ~np.isnan(criteria[:, best])).mean())
     enough = len(values) >= fewest and len(steps) >= FEWEST
     # A stretched exponential at the end of the grid is another law.
     odd = LAWS[best] == STRETCHED and fit.exponents[best] in (_EXPONENTS[0], _EXPONENTS[-1])
@@ -189,30 +194,38 @@ def _rates(increments: Values, widths: Values) -> Values:
 
 
 def _fitted(increments: Values, steps: Values) -> _Fit:
-    """Fit every law to increments by least squares, each weighted by its variance."""
+    """Fit every law to increments by least squares, each weighted by its variance.
+
+    Increments that no sample of a resample knows are left out of its fit; a resample that knows
+    none has criteria of nan.
+    """
     scale = 1 / np.sqrt(np.diff(steps))
-    observed = np.nan_to_num(increments) * scale
+    known = np.isfinite(increments)
+    kept = known.astype(np.float64)
+    observed = np.where(known, increments, 0.0) * scale
     powers = -np.diff(steps[None] ** _EXPONENTS[:, None], axis=1)
     laws = {
         EXPONENTIAL: -np.diff(steps)[None],
         POWER: -np.diff(np.log1p(steps))[None],
         STRETCHED: powers,
     }
+    count = np.where(known.any(1), known.sum(1), nan)
     criteria: list[Values] = []
     exponents: list[float] = []
     curves: list[Values] = []
     for (name, shapes), parameters in zip(laws.items(), _PARAMETERS, strict=True):
         directions = shapes * scale
-        sizes = np.sqrt(np.square(directions).sum(1))
-        along = observed @ directions.T / sizes
+        sizes = np.sqrt(kept @ np.square(directions).T)
+        with np.errstate(invalid="ignore"):
+            along = observed @ directions.T / sizes
         rest = np.maximum(np.square(observed).sum(1, keepdims=True) - np.square(along), 0)
-        finest = rest.argmin(1)
-        rest = np.take_along_axis(rest, finest[:, None], 1)[:, 0]
-        count = observed.shape[1]
+        finest = rest.argmin(1)[:, None]
+        rest = np.take_along_axis(rest, finest, 1)[:, 0]
         criteria.append(count * np.log(rest / count + FLOOR**2) + 2 * parameters)
-        slope = along[0, finest[0]] / sizes[finest[0]]
-        curves.append(np.concatenate([[0.0], np.cumsum(shapes[finest[0]] * slope)]))
-        shown = {EXPONENTIAL: nan, POWER: slope, STRETCHED: _EXPONENTS[finest[0]]}
+        form = finest[0, 0]
+        slope = along[0, form] / sizes[0, form]
+        curves.append(np.concatenate([[0.0], np.cumsum(shapes[form] * slope)]))
+        shown = {EXPONENTIAL: nan, POWER: slope, STRETCHED: _EXPONENTS[form]}
         exponents.append(float(shown[name]))
     return _Fit(np.stack(criteria, 1), exponents, curves)
 

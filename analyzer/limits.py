@@ -36,9 +36,9 @@ class TimestepGradientLimits:
     """Limits of :mod:`analyzer.rules.timestep_gradient`."""
 
     warn_decades: float = _limit(
-        3.0,
-        "ours: a step with a thousandth of the last step's gradient adds 0.1 % to the weight's; "
-        "calibration: told 30 of 30 planted faults, alarmed in 2 of 90 healthy LSTMs",
+        4.0,
+        "ours, calibrated: 97.5 % of healthy LSTMs of each kind lose at most 3.3, planted ones at "
+        "least 21; 90 and 30 networks",
     )
 
 
@@ -121,7 +121,9 @@ class EffectiveFieldLimits:
         0.1, "ours: fields that differ from those of untrained copies by less are called unchanged"
     )
     outside: float = _limit(
-        1e-6, "ours: what rounding in float32 can put outside of the field, with a wide margin"
+        1e-6,
+        "ours, calibrated: what rounding in float32 can put there, with a wide margin; healthy 0, "
+        "planted at least 0.019; 30 networks each",
     )
     border: float = _limit(
         0.75,
@@ -145,7 +147,8 @@ class AttributionLimits:
     )
     agreement: float = _limit(
         0.3,
-        "ours: 0.44 to 0.86 in four trained networks, 0.12 in one where the methods differ; rank "
+        "ours, calibrated: at least 0.36 in 60 healthy CNNs and LSTMs of delayed recall, -1 in 30 "
+        "planted ones; in 60 LSTMs on heartbeats the methods differ, -0.02 to 0.92; rank "
         "correlation as in Krishna et al. 2022",
     )
     min_samples: float = _limit(16, "ours: a bootstrap over fewer samples is narrower than it says")
@@ -170,8 +173,8 @@ class GatesLimits:
     )
     stuck_units: float = _limit(
         0.5,
-        "ours: most units of a layer do not use the gate; calibration: told 30 of 30 planted "
-        "faults, alarmed in none of 90 healthy LSTMs",
+        "ours, calibrated: most units of a layer do not use the gate; healthy 0, planted at least "
+        "0.62; 90 and 30 networks",
     )
     min_samples: float = _limit(
         8, "ours: what one sample in ten would move is missed in 43 % of draws of 8"
@@ -185,8 +188,8 @@ class LyapunovLimits:
     growth: float = _limit(
         1.0,
         "Mikhaeil et al. 2022: gradients explode where the exponent is above 0; ours: by a factor "
-        "of e over the timesteps at least, which less growth cannot be told from; calibration: "
-        "told 30 of 30 planted faults, alarmed in none of 90 healthy LSTMs",
+        "of e over the timesteps at least, calibrated: healthy at most -1.7, planted at least 12; "
+        "60 and 30 networks",
     )
     min_steps: float = _limit(
         20,
@@ -214,9 +217,8 @@ class DepthContributionLimits:
 
     idle: float = _limit(
         0.05,
-        "ours: training a 12-layer CNN on the bundled heartbeats with four seeds moved its loss by "
-        "5 %; a block worth less is within that; calibration: told 30 of 30 planted faults, "
-        "alarmed in none of 60 healthy networks",
+        "ours, calibrated: training a 12-layer CNN with four seeds moved its loss by 5 %; healthy "
+        "at least 0.06, planted at most 0; 120 and 30 networks",
     )
     min_samples: float = _limit(
         32, "ours: a bootstrap over fewer paired losses is narrower than it says"
@@ -229,8 +231,8 @@ class StackedLayersLimits:
 
     idle: float = _limit(
         0.05,
-        "ours: as depth_contribution.idle; calibration: told 30 of 30 planted faults, alarmed in 4 "
-        "of 30 stacks of two LSTMs that nothing was planted in",
+        "ours: as depth_contribution.idle; calibration: planted 0, but a linear map also does in "
+        "4 of 30 stacks of two LSTMs that nothing was planted in",
     )
     min_samples: float = _limit(
         32, "ours: a bootstrap over fewer paired losses is narrower than it says"
@@ -242,7 +244,9 @@ class UnproductiveDepthLimits:
     """Limits of :mod:`analyzer.rules.unproductive_depth`."""
 
     similar: float = _limit(
-        0.95, "ours: two representations this alike differ by little but scale and rotation"
+        0.9999,
+        "ours, calibrated: 97.5 % of healthy networks of each kind have blocks of at most 0.9998, "
+        "planted ones of 1; 120 and 30 networks",
     )
 
 
@@ -258,7 +262,8 @@ class TimestepContributionLimits:
     )
     conflict: float = _limit(
         -0.5,
-        "ours: two halves of one size at a cosine of -0.5 add up to no more than either of them",
+        "ours, calibrated: two halves of one size at this cosine add up to no more than either; "
+        "healthy at least -0.41, planted at most -0.99; 90 and 30 networks",
     )
     coherence: float = _limit(
         4.0,
@@ -276,8 +281,8 @@ class TruncationLimits:
 
     cosine: float = _limit(
         0.99,
-        "ours: a gradient turned by more than 8 degrees trains in another direction; calibration: "
-        "told 30 of 30 planted faults",
+        "ours, calibrated: a gradient turned by more than 8 degrees trains in another direction; "
+        "healthy at least 0.9996, planted at most 0.73; 30 networks each",
     )
     trained_with: float = _limit(
         nan,
@@ -295,13 +300,13 @@ class GeneralizationLimits:
 
     warn_lost: float = _limit(
         0.25,
-        "ours: convolutional networks of Zhang et al. 2017 (table 1), trained to 100 % on "
-        "CIFAR-10, lost 12 to 27 %; multilayer perceptrons 52 to 55 %",
+        "ours, calibrated: healthy at most 0.04, planted at least 0.38; 30 and 60 networks; those "
+        "of Zhang et al. 2017 (table 1, CIFAR-10) lost 12 to 27 % (CNN), 52 to 55 % (perceptron)",
     )
     fail_lost: float = _limit(
-        0.75,
-        "ours: most of what was learnt does not carry over; of random labels, nothing does; "
-        "calibration: 30 of 30 perceptrons that know random labels by heart alarm",
+        0.7,
+        "ours, calibrated: random labels known by heart lose at least 0.73, healthy at most 0.04; "
+        "30 networks each",
     )
     min_samples: float = _limit(
         32, "ours: of each side; a bootstrap over fewer samples is narrower than it says"
@@ -315,12 +320,16 @@ class WidthLimits:
     filled: float = _limit(
         0.5, "torchmortem: rank below half of the width; here of the directions that hold 99 %"
     )
-    layers: float = _limit(0.5, "ours: a network is called too wide where most of its layers are")
-    idle: float = _limit(0.05, "ours: as depth_contribution.idle")
+    layers: float = _limit(
+        0.5,
+        "ours: a network is called too wide where most of its layers are; calibration does not "
+        "tell healthy networks apart, which are too wide as well",
+    )
+    idle: float = _limit(0.05, "ours: as depth_contribution.idle; calibration: as width.layers")
     redundant: float = _limit(
-        1 / 3,
-        "ours, calibrated: a layer a third narrower would say the same; 2 of 30 residual CNNs and "
-        "none of 90 other networks that nothing was planted in have one",
+        0.45,
+        "ours, calibrated: 97.5 % of healthy ones of each kind have at most 0.47 (tanh; others "
+        "0.42), planted ones 0.5; 210 and 30 networks",
     )
     dead: float = _limit(0.5, "SageMaker Debugger and torchmortem: half of the units of a layer")
     most_dead: float = _limit(0.8, "torchmortem: four fifths of the units of a layer")
@@ -330,7 +339,9 @@ class WidthLimits:
         "(Hanley and Lippman-Hand 1983) 60 samples without it are needed",
     )
     stuck_time: float = _limit(0.99, "ours: as gates.stuck_time")
-    stuck_units: float = _limit(0.5, "ours: as gates.stuck_units")
+    stuck_units: float = _limit(
+        0.5, "ours, calibrated: as gates.stuck_units; healthy 0, planted 1; 30 networks each"
+    )
     min_samples: float = _limit(32, "ours: a jackknife over ten groups of three samples or more")
 
 
@@ -343,11 +354,11 @@ class MemoryFootprintLimits:
     )
     margin: float = _limit(
         0.1,
-        "ours: estimates of training were within 8 % of the peak of a process for five networks",
+        "ours: estimates of training were within 5 % of the peak of a process for five networks",
     )
     serving_margin: float = _limit(
-        0.2,
-        "ours: estimates of serving were within 15 % of the peak of a process for five networks",
+        0.1,
+        "ours: estimates of serving were within 5 % of the peak of a process for five networks",
     )
 
 

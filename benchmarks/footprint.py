@@ -114,7 +114,7 @@ def alone(case: Case, kind: str) -> float:
     back: otherwise the allocator, which keeps some of it, is measured too.
     """
     program = [sys.executable, "-m", "benchmarks.footprint", case.name, kind]
-    settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    settings = {"MALLOC_MMAP_THRESHOLD_": "16384", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         program, env=os.environ | settings, capture_output=True, check=True, text=True, cwd=ROOT
     )

@@ -91,14 +91,20 @@ def perceptron(width: int = 24, depth: int = 2, act: type[nn.Module] = nn.ReLU) 
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, 5))
 
 
-def fitted(model: nn.Module, draw: Callable[[], Pair], steps: int, rate: float = 0.005) -> None:
+def fitted(
+    model: nn.Module,
+    draw: Callable[[], Pair],
+    steps: int,
+    rate: float = 0.005,
+    loss: str = "cross_entropy",
+) -> None:
     """Train with a rate that rises and falls."""
     optimizer = torch.optim.Adam(model.parameters(), rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
     for _ in range(steps):
         inputs, targets = draw()
         optimizer.zero_grad()
-        functional.cross_entropy(model(inputs), targets).backward()
+        getattr(functional, loss)(model(inputs), targets).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -122,7 +128,7 @@ def audited(model: nn.Module, data: Pair | None = None, **more: Any) -> Subject:
     inputs, targets = data or beats()[1]
     batches = [*zip(inputs.split(100), targets.split(100), strict=True)]
     axis = None if isinstance(model, nn.Sequential) else 1
-    return Subject(model.eval(), batches, "cross_entropy", time_axis=axis, **more)
+    return Subject(model.eval(), batches, time_axis=axis, **{"loss": "cross_entropy"} | more)
 
 
 def seeded(make: Callable[[], Subject]) -> Callable[[int], Subject]:
@@ -145,11 +151,11 @@ def recurrent() -> nn.Module:
     return on_beats(Recurrent(nn.LSTM, 1, 24, 5))
 
 
-def remembering() -> nn.Module:
+def remembering(delay: int = DELAY) -> nn.Module:
     """Train an LSTM on delayed recall."""
     model = Recurrent(nn.LSTM, SYMBOLS, 32, SYMBOLS)
     nn.init.constant_(model.rnn.bias_hh_l0[32:64], 2.0)
-    fitted(model, lambda: recall(64), 500, 0.02)
+    fitted(model, lambda: recall(64, delay), 500, 0.02)
     return model
 
 

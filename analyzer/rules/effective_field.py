@@ -227,6 +227,7 @@ def _contradicted(trace: xr.Dataset, limits: EffectiveFieldLimits) -> Iterator[F
     yield finding(
         severity=Severity.INCONCLUSIVE,
         meaning="The theoretical field of these layers is wrong, or the network normalizes over "
-        "the whole map in its own code: do not rely on the theoretical numbers.",
+        "the whole map in its own code, or a backward pass of its own does not belong to the "
+        "forward pass: do not rely on the theoretical numbers.",
         action="Report the operators of these layers, and judge by the effective field.",
     )

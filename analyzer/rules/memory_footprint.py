@@ -71,8 +71,7 @@ def _training(growth: Growth, limits: MemoryFootprintLimits) -> Finding:
     )
     meaning = (
         f"In {trace.attrs['dtype']}, mode {trace.attrs['mode']}; moments "
-        f"{trace.attrs['optimizer']}. What kernels need within themselves and the GPU's driver "
-        f"come on top.{_elsewhere(trace)}"
+        f"{trace.attrs['optimizer']}. {_beside(trace)}{_elsewhere(trace)}"
     )
     action = "Save memory where the activations are: checkpoint " + listed(worst) if worst else ""
     return _finding(growth, limits, "training", parts, message, meaning, action, tuple(worst))
@@ -81,15 +80,22 @@ def _training(growth: Growth, limits: MemoryFootprintLimits) -> Finding:
 def _serving(growth: Growth, limits: MemoryFootprintLimits) -> Finding:
     """Judge serving with the batches of the audit data."""
     parts = growth.serving(growth.samples)
-    place = str(growth.trace.attrs["serving_place"])
+    place = growth.place(growth.samples)
     message = (
         f"serving batches of {growth.samples}{_long(growth)} takes {size(parts.total)}: parameters "
         f"and buffers {size(parts.parameters + parts.buffers)}, activations at most "
         f"{size(parts.activations)} at once, in {place}; {_room(growth, limits, 'serving')}"
     )
-    meaning = "Without gradients. What kernels need within themselves comes on top."
+    meaning = f"Without gradients. {_beside(growth.trace)}"
     action = "Serve smaller batches."
     return _finding(growth, limits, "serving", parts, message, meaning, action, (place,))
+
+
+def _beside(trace: xr.Dataset) -> str:
+    """Say what comes on top."""
+    if trace.attrs["device"] == "cpu":
+        return "What kernels other than convolutions need within themselves comes on top."
+    return "What kernels need within themselves and the GPU's driver come on top."
 
 
 def _elsewhere(trace: xr.Dataset) -> str:

@@ -84,13 +84,18 @@ class Growth:
         return found[0], found[1]
 
     def _at(self, name: str, samples: float, timesteps: float) -> Values:
-        """Extrapolate a variable, never below zero: (L,) or ()."""
+        """Extrapolate a variable, never below zero: (L,), (M,) or ()."""
         values = self.trace[name].to_numpy()
-        found = _fitted(self._x("samples", _BATCHES), values[_BATCHES], self.degrees[0], samples)
-        if self.degrees[1] and timesteps != self.timesteps:
-            x, y = self._x("timesteps", _LENGTHS), values[_LENGTHS]
-            longer = _fitted(x, y, self.degrees[1], timesteps)
-            found = found * np.divide(longer, y[2], out=np.ones_like(longer), where=y[2] > 0)
+        degree, longer = self.degrees
+        x, y = self._x("samples", _BATCHES), values[_BATCHES]
+        found = _fitted(x, y, degree, samples)
+        if longer and timesteps != self.timesteps:
+            steps, sizes = self._x("timesteps", _LENGTHS), values[_LENGTHS]
+            # What does not grow with the batch, such as copies of weights, does not with time.
+            still = np.clip(_fitted(x, y, degree, 0.0), 0.0, sizes.min(0))
+            growing, whole = _fitted(steps, sizes, longer, timesteps) - still, sizes[2] - still
+            times = np.divide(growing, whole, out=np.ones_like(whole), where=whole > 0)
+            found = still + (found - still) * times
         return np.maximum(found, 0.0)
 
     def _x(self, axis: str, places: list[int]) -> Values:
@@ -107,7 +112,8 @@ class Growth:
         In the backward pass the gradients of the parameters come as the saved activations go: at
         each layer there are the activations saved up to it, the gradients of its own parameters
         and of those of all layers after it, and the gradients of its output and input. The
-        optimizer's step follows with all gradients. The larger of both is the peak.
+        optimizer's step follows with all gradients. And while forward runs there may be more than
+        it saves. The largest of the three is the peak.
         """
         steps = self.timesteps if isnan(timesteps) else timesteps
         saved_L = self._at("saved", samples, steps).cumsum()
@@ -116,16 +122,17 @@ class Growth:
         peak = int(np.argmax(saved_L + gradients_L + passing_L))
         found = float(gradients_L[peak]), float(saved_L[peak]), float(passing_L[peak])
         step = self._held("gradients"), 0.0, float(self.trace.attrs["step"])
+        forward = 0.0, float(self._at("forward_live", samples, steps).max()), 0.0
         return Parts(
             self._held("parameters"),
             self._held("buffers"),
             self._held("moments"),
             float(self._at("inputs", samples, steps)),
-            *max(found, step, key=sum),
+            *max(found, step, forward, key=sum),
         )
 
     def serving(self, samples: float, timesteps: float = nan) -> Parts:
-        """Work out the budget of serving: the most that is alive at once."""
+        """Work out the budget of serving: the most that is alive at once, whichever module runs."""
         steps = self.timesteps if isnan(timesteps) else timesteps
         return Parts(
             self._held("parameters"),
@@ -133,9 +140,14 @@ class Growth:
             0.0,
             float(self._at("inputs", samples, steps)),
             0.0,
-            float(self._at("serving_live", samples, steps)),
+            float(self._at("serving_live", samples, steps).max()),
             0.0,
         )
+
+    def place(self, samples: float) -> str:
+        """Name the module that runs when the most is alive in serving."""
+        live_M = self._at("serving_live", samples, self.timesteps)
+        return str(self.trace["module"].to_numpy()[int(np.argmax(live_M))])
 
     def measured(self, place: int) -> float:
         """Peak of a measured training pass, by the allocator where there is one [byte]."""

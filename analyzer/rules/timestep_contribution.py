@@ -279,6 +279,11 @@ def _of_the_mean(mean: Estimate, size: float, limits: TimestepContributionLimits
             "the mean gradient over samples cannot be told from zero, as after training, where the "
             "halves cancel by necessity"
         )
+    if isnan(mean.low):
+        return (
+            f"{mean.value:.2g} for the mean gradient, of an unknown interval: without one of the "
+            "samples next to nothing is left of a half"
+        )
     return f"{mean.value:.2g} [{mean.low:.2g}, {mean.high:.2g}] for the mean gradient"
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analyzer.findings import Finding, Severity
+from analyzer.limits import UnproductiveDepthLimits
 from analyzer.rules.depth_contribution import contributions
 from analyzer.rules.idle import shares
 from analyzer.rules.verdicts import Estimate
@@ -282,7 +283,8 @@ def _ends_plate(trace: xr.Dataset, findings: Sequence[Finding]) -> Plate:
                 letter(ax, key)
 
     span = f"from {number(known.min())} to {number(known.max())}" if known.size else "unknown"
-    alike = int((known >= 0.95).sum())
+    similar = UnproductiveDepthLimits().similar
+    alike = int((known >= similar).sum())
     rest = (
         "b: norm of the branch divided by that of the shortcut, median and middle half of the "
         "samples. c: change of the loss without several blocks at once, those with the smallest "
@@ -295,7 +297,7 @@ def _ends_plate(trace: xr.Dataset, findings: Sequence[Finding]) -> Plate:
         48,
         draw,
         lead=f"{alike} of {count(known.size, 'block')} return nearly what they read (similarity of "
-        "0.95 or more)."
+        f"{similar:g} or more)."
         if known.size
         else "The similarity of consecutive blocks is undefined.",
         body=f"{'a: c' if gated else 'C'}entred kernel alignment of what a block returns and reads "

@@ -230,27 +230,35 @@ def residual(observed, shape, widths):
     return solved[1][0], solved[0][0]
 
 
-def test_laws_are_compared_by_akaike_over_weighted_increments():
+@pytest.mark.parametrize("unknown", [[], [2, 7]])
+def test_laws_are_compared_by_akaike_over_the_known_increments_weighted(unknown):
     steps = np.array([1, 2, 4, 7, 12, 20, 33, 50, 80, 120, 200], float)
     widths, noise = np.diff(steps), np.random.default_rng(3).normal(0, 0.01, (2, 10))
     laws = np.stack([steps**0.6, 0.1 * steps**1.2])
     observed = -0.3 * np.diff(laws) + noise * np.sqrt(widths)
+    observed[range(len(unknown)), unknown] = np.nan
     fit = _fitted(observed, steps)
     grid = np.geomspace(0.1, 3, 137)
     for row, own in enumerate(observed):
-        powers = [residual(own, -np.diff(steps**power), widths)[0] for power in grid]
-        alone = [residual(own, -np.diff(time), widths)[0] for time in (steps, np.log1p(steps))]
+        kept = np.isfinite(own)
+        count = kept.sum()
+
+        def solved(shape, own=own, kept=kept):
+            return residual(own[kept], -np.diff(shape)[kept], widths[kept])
+
+        powers = [solved(steps**power)[0] for power in grid]
+        alone = [solved(time)[0] for time in (steps, np.log1p(steps))]
         expected = [
-            10 * np.log(rest / 10 + 1e-6) + 2 * parameters
+            count * np.log(rest / count + 1e-6) + 2 * parameters
             for rest, parameters in zip([*alone, min(powers)], [1, 1, 2], strict=True)
         ]
         assert fit.criterion[row] == pytest.approx(expected, rel=1e-9)
         if row == 0:
-            slope = residual(own, -np.diff(np.log1p(steps)), widths)[1]
+            slope = solved(np.log1p(steps))[1]
             assert fit.exponents[1:] == pytest.approx([slope, grid[np.argmin(powers)]])
-            straight = residual(own, -widths, widths)[1] * (1 - steps)
+            straight = solved(steps)[1] * (1 - steps)
             bent = steps ** grid[np.argmin(powers)]
-            bent *= residual(own, -np.diff(bent), widths)[1]
+            bent *= solved(bent)[1]
             assert fit.curves[0] == pytest.approx(straight)
             assert fit.curves[2] == pytest.approx(bent[0] - bent)
 
@@ -286,4 +294,25 @@ def test_a_step_that_few_samples_take_does_not_slow_the_decay(both, law):
 def test_where_no_sample_knows_two_lags_there_is_no_time():
     found = decay([[0.0, np.nan], [np.nan, -1.0]], [1, 2])
     assert math.isnan(found.tau)
-    assert found.law == UNDECIDED
+    assert math.isnan(found.support)
+    assert (found.law, found.best, found.lags, found.fitted) == (UNDECIDED, UNDECIDED, (), ())
+    assert found.samples == 2
+
+
+@pytest.mark.parametrize("law", TRUTH)
+def test_a_step_that_no_sample_takes_is_left_out_of_the_fit(law):
+    """Half of the samples know the lags up to 60, and half the lags from there on."""
+    logs = np.tile(TRUTH[law], (20, 1))
+    logs[:10, 60:] = logs[10:, :60] = np.nan
+    found = decay(logs, LAGS)
+    assert (found.law, found.best, found.support) == (UNDECIDED, law, 1)
+    at = np.array(found.lags) - 1
+    assert np.diff(found.fitted) == pytest.approx(np.diff(TRUTH[law][at]), rel=0.02)
+
+
+def test_a_resample_that_knows_no_step_supports_no_law():
+    """It draws the second of two samples twice: one time in four."""
+    found = decay([[0.0, -1.0], [np.nan, -2.0]], [1, 2], resamples=4000)
+    assert found.support == pytest.approx(0.75, abs=0.03)
+    assert found.tau == 1
+    assert math.isnan(found.low)

@@ -31,19 +31,22 @@ def footprint(layers: int = 3, steps: bool = True) -> xr.Dataset:
         "passing": (("pass", "layer"), saved * MIB / 8),
         "saved_per_timestep": (("layer",), np.where(weights == 1, 3072.0, np.nan)),
     }
-    for name in ("inputs", "training_live", "serving_live"):
+    for name in ("inputs", "training_live"):
         variables[name] = (("pass",), samples * timesteps * MIB / 20)
+    for name in ("forward_live", "serving_live"):
+        variables[name] = (("pass", "module"), (samples * timesteps * MIB / 20)[:, None])
     for name in ("training_allocated", "serving_allocated"):
         variables[name] = (("pass",), np.full(samples.size, np.nan))
     facts = {
         "mode": "train", "optimizer": "in the checkpoint: exp_avg", "step": 1, "batch": 32,
-        "not_shortened": "" if steps else "images have no time", "serving_place": "layer.0",
+        "not_shortened": "" if steps else "images have no time",
         "device": "cpu", "dtype": "float32", "gib": 2.0,
     }  # fmt: skip
     return xr.Dataset(
         variables,
         {
             "layer": [f"layer.{index}" for index in range(layers)],
+            "module": ["layer.0"],
             "kind": ("layer", ["Linear"] * layers),
             "samples": ("pass", samples),
             "timesteps": ("pass", timesteps if steps else np.full(samples.size, np.nan)),

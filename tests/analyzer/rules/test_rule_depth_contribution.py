@@ -33,7 +33,7 @@ def depth(
             "loss_change": (dims, change),
             "estimate": (dims, 0.5 * np.nan_to_num(np.array(shares)) * np.ones((samples, 1))),
             "decision_change": (dims, np.abs(change) / 10),
-            "similarity_low": ("block", np.linspace(0.5, 0.99, len(shares))),
+            "similarity_low": ("block", np.linspace(0.5, 1.0, len(shares))),
             "rank": ("block", np.argsort(np.argsort(shares)).astype(float)),
             "joint_change": (
                 ("sample", "removed"), np.array([*joint.values()]) * loss[:, None]
@@ -183,11 +183,22 @@ def test_two_signals_of_three_convict() -> None:
     )
 
 
+@pytest.mark.parametrize("missing", [0, 1])
+def test_as_many_samples_as_the_limit_asks_for_convict(missing: int) -> None:
+    count = int(Limits().depth_contribution.min_samples) - missing
+    traces = {
+        "receptive_field": fields([1, 5, 21, 25, 29, 33]),
+        "depth_contribution": depth([0.5, 0.4, 0.0], count, 0.01),
+    }
+    (finding,) = unproductive_depth(traces, Limits())
+    assert (finding.severity is Severity.FAIL) == (not missing)
+
+
 def test_similarity_alone_warns_where_the_ablation_does_not_tell() -> None:
     (finding,) = crossed([0.5, 0.4, 0.05], noise=0.5)
     assert finding.severity is Severity.WARN
     assert finding.where == ("blocks.2",)
-    assert "blocks.2 return nearly what they read (similarity of 0.95 or more)" in finding.message
+    assert "blocks.2 return nearly what they read (similarity of 0.9999 or more)" in finding.message
 
 
 def test_blocks_that_contribute_are_acquitted() -> None:

@@ -372,6 +372,12 @@ def test_the_power_of_depth_is_found(power):
     assert (found.layers, found.reason) == (12, "")
 
 
+def test_the_power_of_depth_is_that_along_both_axes():
+    trace = effective([*(2.0 * DEPTH**0.5)], reach=[*(4.0 * DEPTH)])
+    found = growth(trace.isel(axis=[0, 0]), EffectiveFieldLimits())
+    assert found.exponent.value == pytest.approx(0.5)
+
+
 def test_its_interval_is_that_of_the_resamples():
     """Each resample has its own power, between 0.4 and 0.6."""
     trace = effective([*(4.0 * DEPTH**0.5)], reach=[*(4.0 * DEPTH)])

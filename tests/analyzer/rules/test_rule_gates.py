@@ -107,6 +107,15 @@ def test_samples_that_disagree_leave_it_open():
     assert finding.action == "Audit more samples."
 
 
+@pytest.mark.parametrize(("time", "count"), [(0.9, 6), (0.8999, 0), (0.9001, 6)])
+def test_the_time_that_makes_a_unit_stuck_is_enough_in_single_precision(time, count):
+    dataset = trace({"lstm.l0": {}})
+    dataset["closed"][:, 0, 0, :6] = np.float32(time)
+    limits = GatesLimits(stuck_time=0.9)
+    found = {(one.gate, one.end): one.count for one in stuck(dataset, limits)}
+    assert found["input", "closed"] == count
+
+
 def test_few_samples_are_not_judged():
     finding = saturation(trace({"lstm.l0": {"input closed": 1.0}}, samples=7))
     assert finding.severity is Severity.INCONCLUSIVE
@@ -137,6 +146,18 @@ def test_timescales_are_those_of_the_mean_gate():
         "of 50"
     )
     assert finding.where == ("lstm.l0",)
+    slowest = found["lstm.l0"][2]
+    told = finding.value, finding.low, finding.high
+    assert told == (slowest.value, slowest.low, slowest.high)
+
+
+def test_the_layer_of_the_longest_median_is_named():
+    dataset = trace({"lstm.l0": {}, "lstm.l1": {}})
+    dataset["mean"][:, 0, 1], dataset["mean"][:, 1, 1] = 0.8, 0.95
+    dataset["mean"][:, 1, 1, :4] = 0.5
+    _, finding = gates(dataset, GatesLimits())
+    assert finding.where == ("lstm.l1",)
+    assert finding.value == pytest.approx(-1 / np.log(0.95))
 
 
 def test_layers_without_gates_have_no_timescales():

@@ -237,7 +237,7 @@ def test_a_loss_is_judged_where_there_are_no_classes() -> None:
         "times): 50 % of what was learnt is lost"
     )
     assert finding.limit == 0.25
-    assert finding.limit_source.startswith("ours: ")
+    assert finding.limit_source.startswith("ours, calibrated: ")
 
 
 def test_nothing_learnt_is_no_pass() -> None:
@@ -254,7 +254,9 @@ def test_a_gap_that_cannot_be_held_against_anything_is_told() -> None:
     many = noisy(60, FORWARD, 1, 0)
     alone = made(many, many)
     alone["loss_null"] = alone["loss_null"] * np.nan
-    for trace in (alone, made(many, many, loss=(-0.3, 0.2))):
+    flawless = made(many, many)
+    flawless["loss_null"] = flawless["loss_null"] * 0
+    for trace in (alone, flawless, made(many, many, loss=(-0.3, 0.2))):
         finding = judged(trace)["generalization-gap"]
         assert finding.severity is Severity.INFO
         assert isnan(finding.value)

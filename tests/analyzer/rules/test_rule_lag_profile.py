@@ -49,6 +49,15 @@ def test_a_single_lag_in_use_is_found(delay):
     )
 
 
+def test_the_oldest_input_may_be_the_one_in_use():
+    used = lag_in_use(trace(spread((SINGLE == LENGTH - 1) * 1.0)), 0.95)
+    assert (used.low, used.value, used.high) == (LENGTH - 1,) * 3
+    left, edges = beyond(trace(spread((SINGLE == LENGTH - 1) * 1.0)))
+    assert left.shape[1] == len(edges) == LENGTH + 1
+    assert edges[-1] == LENGTH
+    assert not left[:, -1].any()
+
+
 @pytest.mark.parametrize("forget", [0.8, 0.9])
 def test_an_exponential_is_used_for_one_and_a_half_time_constants(forget):
     used = lag_in_use(trace(spread(forget ** (2 * SINGLE))), 0.95)

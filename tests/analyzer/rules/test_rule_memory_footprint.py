@@ -41,18 +41,20 @@ def trace(steps: bool = True, power: int = 1, **attrs: Any) -> xr.Dataset:
         "inputs": (("pass",), inputs * MIB),
         "training_live": (("pass",), peak * MIB),
         "training_allocated": (("pass",), np.full(samples.size, nan)),
-        "serving_live": (("pass",), np.array(live) * MIB),
+        "forward_live": (("pass", "module"), samples[:, None] * [1.0, 2.0] * MIB),
+        "serving_live": (("pass", "module"), np.stack([live, samples + 1], 1) * MIB),
         "serving_allocated": (("pass",), np.full(samples.size, nan)),
     }
     facts = {
         "mode": "train", "optimizer": "in the checkpoint: exp_avg and exp_avg_sq", "step": 5 * MIB,
-        "batch": 32, "not_shortened": "" if steps else "images", "serving_place": "first",
+        "batch": 32, "not_shortened": "" if steps else "images",
         "device": "cpu", "dtype": "float32", "gib": 16.0,
     }  # fmt: skip
     return xr.Dataset(
         variables,
         {
             "layer": ["first", "second", "(loss)"],
+            "module": ["first", "second"],
             "kind": ("layer", ["Conv1d", "Linear", "loss"]),
             "samples": ("pass", samples),
             "timesteps": ("pass", timesteps if steps else np.full(samples.size, nan)),
@@ -83,6 +85,31 @@ def test_the_step_of_the_optimizer_is_the_peak_where_it_takes_more() -> None:
     assert Growth(trace(step=500 * MIB)).error() == pytest.approx(0)
 
 
+def test_forward_is_the_peak_where_it_holds_more_than_it_saves() -> None:
+    measured = trace()
+    measured["forward_live"] += 300 * MIB
+    parts = Growth(measured).training(16)
+    assert (parts.gradients, parts.activations / MIB, parts.passing) == (0, pytest.approx(332), 0)
+
+
+def test_the_module_that_takes_most_depends_on_the_batch() -> None:
+    measured = trace(steps=False)
+    # A copy of weights of 40 MiB in the one, 9 MiB a sample in the other.
+    measured["serving_live"][:, 1] = 9 * MIB * measured["samples"]
+    growth = Growth(measured)
+    assert growth.place(5) == "first"
+    assert growth.place(6) == "second"
+    assert growth.serving(100).activations == pytest.approx(900 * MIB)
+    assert growth.serving(4).activations == pytest.approx(48 * MIB)
+
+
+def test_what_does_not_grow_with_the_batch_does_not_with_time() -> None:
+    measured = trace()
+    by_pass = measured["samples"] * measured["timesteps"]
+    measured["serving_live"][:, 0] = (40 + by_pass) * MIB
+    assert Growth(measured).serving(50, 80).activations == pytest.approx((40 + 50 * 80) * MIB)
+
+
 def test_serving_needs_neither_gradients_nor_moments() -> None:
     parts = Growth(trace()).serving(100)
     assert parts.total / MIB == pytest.approx(40 + 1 + 100 * 8 / 4 + 240)
@@ -103,7 +130,7 @@ def test_nothing_fits_and_everything_fits() -> None:
     growth = Growth(trace())
     assert growth.largest_batch(100 * MIB) == 0
     still = trace()
-    for name in ("saved", "passing", "inputs"):
+    for name in ("saved", "passing", "inputs", "forward_live"):
         still[name] = 0 * still[name]
     assert Growth(still).largest_batch(GIB) == inf
 

@@ -97,7 +97,7 @@ def test_the_limits_of_both_are_reached_inclusively() -> None:
 def test_memory_and_field() -> None:
     traces = {
         "memory_horizon": memory([1.0, 0.5, 0.0, 0.0]),
-        "effective_field": field([3.0, 7.25, np.nan]),
+        "effective_field": field([3.0, 5.0, 7.25, np.nan]),
     }
     assert said(**traces) == [
         "memory: inputs up to 4 of 19 timesteps back matter; input: a unit of the last convolution "

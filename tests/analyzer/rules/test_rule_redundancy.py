@@ -75,17 +75,17 @@ def test_without_copies_every_unit_counts() -> None:
 
 @pytest.mark.parametrize("samples", [31, 32])
 def test_only_the_layers_beyond_the_limit_are_blamed(samples: int) -> None:
-    finding = redundant_units(repeating([8, 1, 15], samples), LIMITS)
+    finding = redundant_units(repeating([10, 1, 18], samples), LIMITS)
     if samples == 32:
         assert finding.severity is Severity.WARN
-        assert finding.message.startswith("15 of 30 units in c, 8 of 20 units in a repeat another")
+        assert finding.message.startswith("18 of 30 units in c, 10 of 20 units in a repeat another")
         assert finding.action == "Make c, a narrower, or merge these units and train on."
         assert finding.where == ("c", "a")
     else:
         assert finding.severity is Severity.INCONCLUSIVE
         assert finding.action == "Audit at least 32 samples."
         assert finding.where == ("c", "a", "b")
-    assert (finding.value, finding.meaning) == (0.5, MERGED)
+    assert (finding.value, finding.meaning) == (0.6, MERGED)
 
 
 def test_doubtful_layers_come_before_those_of_which_nothing_is_known() -> None:
@@ -99,9 +99,9 @@ def test_doubtful_layers_come_before_those_of_which_nothing_is_known() -> None:
 
 
 def test_layers_that_nothing_reads_are_left_out_unless_there_are_no_others() -> None:
-    head = repeating([8, 1, 15], read=("layer", [0, 1, 0]))
+    head = repeating([10, 1, 18], read=("layer", [0, 1, 0]))
     assert redundant_units(head, LIMITS).severity is Severity.PASS
-    alone = repeating([8, 1, 15], read=("layer", [0, 0, 0]))
+    alone = repeating([10, 1, 18], read=("layer", [0, 0, 0]))
     assert redundant_units(alone, LIMITS).where == ("c", "a")
 
 

@@ -56,6 +56,14 @@ def test_an_exponential_is_named_with_its_time_constant():
     )
 
 
+def test_of_several_stacks_the_one_that_keeps_longest_is_told():
+    finding = judged(trace({"short": -LAGS / 5, "long": -LAGS / 20}))
+    assert finding.value == pytest.approx(20, rel=0.05)
+    assert finding.message.startswith(
+        "the derivative of the final state of long (of 2, the one that keeps longest) by earlier"
+    )
+
+
 @pytest.mark.parametrize(
     ("profile", "law", "words"),
     [

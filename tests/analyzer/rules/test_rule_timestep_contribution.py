@@ -199,6 +199,18 @@ def test_intervals_of_cosines_end_at_one():
         assert found.low < found.high
 
 
+def test_an_unknown_cosine_without_a_sample_leaves_the_interval_unknown():
+    dataset = trace({"l0.weight_ih": samples(4)})
+    dataset["conflict_without"][3] = np.nan
+    found = mean_conflict(dataset, 0)
+    assert found.value == 0.3
+    assert np.isnan([found.low, found.high]).all()
+    assert judged(dataset)[1].message.endswith(
+        "; 0.3 for the mean gradient, of an unknown interval: without one of the samples next to "
+        "nothing is left of a half"
+    )
+
+
 @pytest.mark.parametrize("missing", [0, 1])
 def test_as_many_samples_as_the_limit_asks_for_are_enough(missing):
     dataset = trace({"lstm.weight_hh_l0": np.tile(even(5), (SAMPLES, 1))})

@@ -64,10 +64,10 @@ def test_short_samples_end_where_they_end():
 @pytest.mark.parametrize(
     ("decades", "severity", "verb"),
     [
-        (2.9, Severity.PASS, "shrinks"),
-        (3.1, Severity.WARN, "shrinks"),
-        (-2.9, Severity.PASS, "grows"),
-        (-3.1, Severity.WARN, "grows"),
+        (3.9, Severity.PASS, "shrinks"),
+        (4.1, Severity.WARN, "shrinks"),
+        (-3.9, Severity.PASS, "grows"),
+        (-4.1, Severity.WARN, "grows"),
     ],
 )
 def test_both_sides_of_the_limit(decades, severity, verb):
@@ -176,6 +176,11 @@ def test_intervals_that_overlap_name_nothing():
 
 def test_without_time_there_is_nothing_to_compare():
     assert [*layers_or_time({"gradient_flow": flow(1.0)}, LayersOrTimeLimits())] == []
+
+
+def test_without_depth_there_is_nothing_to_compare():
+    alone = {"timestep_gradient": trace({"lstm.l0": decaying(3.0)})}
+    assert [*layers_or_time(alone, LayersOrTimeLimits())] == []
 
 
 def test_what_is_lost_in_each_step_and_layer_is_told() -> None:

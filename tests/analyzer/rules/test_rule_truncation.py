@@ -102,6 +102,7 @@ def test_sequences_too_short_to_see_it_are_censored():
         (49, Severity.PASS),
         (50, Severity.INCONCLUSIVE),
         (0.5, Severity.INCONCLUSIVE),
+        (1, Severity.WARN),
     ],
 )
 def test_both_sides_of_the_length_of_training(used, severity):

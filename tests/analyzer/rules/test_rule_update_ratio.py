@@ -76,6 +76,12 @@ def test_a_message_names_what_is_outside() -> None:
     )
 
 
+def test_the_smallest_and_the_largest_rate_are_told() -> None:
+    measured = trace({"a": 1e-3, "b": 2e-3})
+    measured["rate"][:] = [0.02, 0.01, 0.05, 0.02]
+    assert "as Adam at a learning rate of 0.01 to 0.05" in judged(measured).message
+
+
 def test_small_updates_at_the_end_of_a_schedule_are_meant() -> None:
     found = judged(trace({"a": 1e-7, "b": 2e-7}, rate=1e-6, initial=1e-2))
     assert found.severity is Severity.INFO

@@ -197,7 +197,7 @@ def test_parameters_of_unused_width_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("copies", "severity"), [(7, Severity.WARN), (6, Severity.PASS), (0, Severity.PASS)]
+    ("copies", "severity"), [(10, Severity.WARN), (8, Severity.PASS), (0, Severity.PASS)]
 )
 def test_redundant_units(copies: int, severity: Severity) -> None:
     trace = layered([10.0])
@@ -206,10 +206,10 @@ def test_redundant_units(copies: int, severity: Severity) -> None:
     trace["twin"][0, 4 : 4 + copies] = 2
     finding = judged(trace, "redundant-units")
     assert finding.severity is severity
-    if copies == 7:
-        assert twin_groups(trace, "conv0") == [[2, *range(4, 11)]]
+    if copies == 10:
+        assert twin_groups(trace, "conv0") == [[2, *range(4, 14)]]
         assert finding.message == (
-            "7 of 20 units in conv0 (2 = 4 = 5 = 6 = 7 = 8 ...) repeat another unit of the layer "
+            "10 of 20 units in conv0 (2 = 4 = 5 = 6 = 7 = 8 ...) repeat another unit of the layer "
             "(correlation above 0.99 in magnitude)"
         )
 
