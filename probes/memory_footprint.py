@@ -1,6 +1,6 @@
 """What training and serving a model takes in memory, layer by layer, and how it grows.
 
-Shapes: R pass, L layer (module).
+Shapes: R pass, L layer (module), M module that runs operations.
 """
 
 import math
@@ -28,8 +28,9 @@ class MemoryFootprint:
     where none does), serving in eval mode without gradients. One sample of the audit
     data, the longest of its batch, is repeated to batches of ``samples`` samples, half and a
     quarter of that, and cut to half and three quarters of its timesteps, where the model takes
-    that. Counted are tensors, each storage once: not what an operation uses within itself, nor
-    what the GPU's driver takes.
+    that. Counted are tensors, each storage once, and on a CPU what convolutions and oneDNN's LSTM
+    hold within themselves (copies in layouts of their own, columns, states): not what other
+    operations use within themselves, nor what the GPU's driver takes.
 
     Runs forward and backward with about ``2.5 * samples`` samples, and forward with as many; as
     every operation is followed, that takes small networks some 25 passes of ``samples``. Needs the
@@ -75,7 +76,6 @@ class MemoryFootprint:
             step=moments.step,
             batch=subject.batch_size(next(iter(subject))),
             not_shortened=found.fixed,
-            serving_place=found.passes[2].serving.place,
             device=subject.device.type,
             dtype=str(subject.dtype).removeprefix("torch."),
             gib=self.gib,
@@ -102,11 +102,13 @@ def _trace(model: nn.Module, passes: list[Pass], moments: dict[str, int]) -> xr.
         kind: _variable(_row(sizes, rows), ("layer",), words)
         for (kind, sizes), words in zip(by_layer.items(), _HELD, strict=True)
     }
+    ran = [*dict.fromkeys([*last.training.forward, *last.serving.peaks])]
     return xr.Dataset(
-        variables | _by_pass(passes, rows),
+        variables | _by_pass(passes, rows) | _by_running(passes, ran),
         {
             "layer": rows,
             "kind": ("layer", [kinds.get(name, "loss") for name in rows]),
+            "module": ran,
             "samples": ("pass", [one.samples for one in passes]),
             "timesteps": ("pass", [one.timesteps or math.nan for one in passes]),
         },
@@ -126,13 +128,14 @@ def _by_pass(passes: list[Pass], rows: list[str]) -> dict[str, xr.DataArray]:
         ("inputs", [one.inputs for one in passes], "inputs of the batch"),
         ("training_live", [one.training.peak for one in passes], f"{_MOST} in a training pass"),
         ("training_allocated", [one.training.allocated for one in passes], _ALLOCATOR),
-        ("serving_live", [one.serving.peak for one in passes], f"{_MOST} in a serving pass"),
         ("serving_allocated", [one.serving.allocated for one in passes], _ALLOCATOR),
     ]
     layers = {
         "saved": _variable(saved_RL, ("pass", "layer"), "saved for backward"),
         "passing": _variable(
-            passing_RL, ("pass", "layer"), "gradients of the output and of the input"
+            passing_RL,
+            ("pass", "layer"),
+            "gradients of the output and of the input, and what backward holds within itself",
         ),
         "saved_per_timestep": _variable(
             saved_RL[2] / (last.samples * steps_L.where(steps_L > 0, steps_L.new_tensor(math.nan))),
@@ -142,6 +145,22 @@ def _by_pass(passes: list[Pass], rows: list[str]) -> dict[str, xr.DataArray]:
     }
     return layers | {
         name: _variable(_numbers(values), ("pass",), words) for name, values, words in numbers
+    }
+
+
+def _by_running(passes: list[Pass], ran: list[str]) -> dict[str, xr.DataArray]:
+    """Label what is alive while modules run."""
+    sizes = {
+        "forward_live": ([one.training.forward for one in passes], "runs forward in training"),
+        "serving_live": ([one.serving.peaks for one in passes], "serves"),
+    }
+    return {
+        name: _variable(
+            torch.stack([_row(one, ran) for one in found]),
+            ("pass", "module"),
+            f"{_MOST} while a module {words}",
+        )
+        for name, (found, words) in sizes.items()
     }
 
 

@@ -86,10 +86,13 @@ def _aligned(left_NN: Tensor, right_NN: Tensor) -> float:
 
 
 def _dependence(left_NN: Tensor, right_NN: Tensor) -> Tensor:
-    """Unbiased Hilbert-Schmidt independence criterion of two Gram matrices: a scalar."""
+    """Unbiased Hilbert-Schmidt independence criterion of two Gram matrices: a scalar.
+
+    Times N (N - 3), which cancels in the alignment.
+    """
     count = len(left_NN)
     left_NN, right_NN = (gram - torch.diag(gram.diagonal()) for gram in (left_NN, right_NN))
     left_N, right_N = left_NN.sum(0), right_NN.sum(0)
     whole = left_N.sum() * right_N.sum() / ((count - 1) * (count - 2))
     crossed = 2 * (left_N * right_N).sum() / (count - 2)
-    return ((left_NN * right_NN).sum() + whole - crossed) / (count * (count - 3))
+    return (left_NN * right_NN).sum() + whole - crossed

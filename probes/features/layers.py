@@ -107,20 +107,10 @@ def looked_at(first: Tensor, layout: Layout, drawn: Draw) -> Seen:
         return Seen(first[:, None])
     if sizes.numel() <= drawn.most:
         return Seen(first.flatten(1, -2), valid_BP)
-    at_BS = _places(sizes.numel(), drawn).to(first.device)
+    at_BS = drawn.places(sizes.numel(), len(first)).to(first.device)
     row_B1 = torch.arange(len(first), device=first.device)[:, None]
     values = first[(row_B1, *torch.unravel_index(at_BS, sizes))]
     return Seen(values, None if valid_BP is None else valid_BP.gather(1, at_BS))
-
-
-def _places(count: int, drawn: Draw) -> Tensor:
-    """Draw a position out of every stretch, other ones in each sample: (B, S).
-
-    Stretches need not be whole positions, so that every position is as likely as any other.
-    """
-    within_BS = (drawn.order + drawn.share[:, None]).double() % 1
-    at_BS = (torch.arange(drawn.most) + within_BS) * (count / drawn.most)
-    return at_BS.long().clamp_max(count - 1)
 
 
 def largest(first: Tensor, layout: Layout) -> Tensor:
@@ -143,9 +133,8 @@ def _valid(first: Tensor, layout: Layout) -> Tensor | None:
 def recurrent(y_TBE: Tensor, length_B: Tensor, drawn: Draw) -> Seen:
     """Take some timesteps out of the states of a recurrent layer."""
     first, timesteps = y_TBE.transpose(0, 1), len(y_TBE)
-    at_BS = torch.arange(timesteps).expand(len(first), timesteps)
+    at_BS = drawn.places(timesteps, len(first))
     if timesteps > drawn.most:
-        at_BS = _places(timesteps, drawn)
         first = first[torch.arange(len(first))[:, None], at_BS.to(first.device)]
     valid_BS = at_BS < length_B.cpu()[:, None]
     return Seen(first, None if valid_BS.all() else valid_BS.to(first.device))

@@ -1,6 +1,7 @@
 """One pass of a model with its memory watched: training, or serving.
 
-Sizes are bytes of tensors. What an operation allocates and frees within itself is not seen.
+Sizes are bytes of tensors, and of what convolutions and oneDNN's LSTM on a CPU hold within
+themselves. What other operations allocate and free within themselves is not seen.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from probes.base import Batch, Inputs, Subject, call
 from probes.errors import AnalyzerError
+from probes.footprint.allocator import available, peaks
 from probes.footprint.storages import Storages
+from probes.footprint.workspace import BACKWARD, FORWARD, Workspaces
 from probes.loss import objective
 from probes.model.labels import WHOLE
 
@@ -35,7 +38,7 @@ class Running:
     passing: dict[str, int] = field(default_factory=dict)
     """Gradient of a module's output and of its input, of its largest call [byte]."""
     spare: dict[str, int] = field(default_factory=dict)
-    """Part of a workspace that only the backward pass of a module uses, of its largest [byte]."""
+    """What only the backward pass of a module holds within an operation, of its largest [byte]."""
     timesteps: dict[str, int] = field(default_factory=dict)
     """What recurrent modules read, in all calls."""
 
@@ -66,7 +69,6 @@ class Running:
         name = self.stack.pop()
         self.rows.setdefault(name)
         passing = _passing(module, _differentiable(inputs), _differentiable(output))
-        passing += self.spare.get(name, 0)
         self.passing[name] = max(self.passing.get(name, 0), passing)
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             steps = _timesteps(module, tree_leaves(inputs, is_leaf=_packed)[0])
@@ -135,27 +137,36 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, storages: Storages, running: Running, spare: dict[int, int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.storages, self.running, self.spare = storages, running, spare
-        self.peak = 0
-        self.place = ""
-        """Module that ran at the peak."""
+        self.peaks: dict[str, int] = {}
+        """Most that was alive while a module ran, by its name [byte]."""
+        self._workspaces = Workspaces()
+        self._users: dict[int, str] = {}
+        """Modules, by the ids of the storages of the weights that they convolve with."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run an operation, and count what it returned."""
-        result = function(*args, **(kwargs or {}))
-        within = 0
-        if function is torch.ops.aten.mkldnn_rnn_layer.default:
+        """Run an operation, and count what it returned and what it held within itself."""
+        result, within = self._workspaces.run(function, args, kwargs or {})
+        if function in FORWARD:
+            self._users[_key(args[1])] = self.running.name
+        elif function in BACKWARD:
+            self._spare(self._users.get(_key(args[2]), LOSS), within)
+        elif function is torch.ops.aten.mkldnn_rnn_layer.default:
             within = self._within(result[0], result[3])
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.storages.add(leaf, self.running.name)
-        now = self.storages.total + within
         if function is torch.ops.aten.mkldnn_rnn_layer_backward.default:
-            now += sum(self.spare.pop(_key(leaf), 0) for leaf in args if isinstance(leaf, Tensor))
-        if now > self.peak:
-            self.peak, self.place = now, self.running.name
+            within = sum(self.spare.pop(_key(leaf), 0) for leaf in args if isinstance(leaf, Tensor))
+        name = self.running.name
+        self.peaks[name] = max(self.peaks.get(name, 0), self.storages.total + within)
         return result
+
+    @property
+    def peak(self) -> int:
+        """Most that was alive at once [byte]."""
+        return max(self.peaks.values(), default=0)
 
     def _within(self, output: Tensor, workspace: Tensor | None) -> int:
         """Note what forward leaves unused of a workspace; size what it needs without one.
@@ -166,9 +177,12 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return nbytes(output)
         spare = max(0, nbytes(workspace) - FILLED * nbytes(output))
         self.spare[_key(workspace)] = spare
-        name = self.running.name
-        self.running.spare[name] = max(self.running.spare.get(name, 0), spare)
+        self._spare(self.running.name, spare)
         return 0
+
+    def _spare(self, name: str, size: int) -> None:
+        """Note what the backward pass of a module holds within an operation."""
+        self.running.spare[name] = max(self.running.spare.get(name, 0), size)
 
 
 def _key(tensor: Tensor) -> int:
@@ -185,8 +199,10 @@ class Training:
     gradients: dict[str, int]
     """Of the parameters that the loss depends on."""
     running: Running
+    forward: dict[str, int]
+    """Most that was alive at once, while a module ran, beside parameters, buffers and inputs."""
     peak: int
-    """Most that was alive at once beside parameters, buffers and inputs; gradients included."""
+    """The same of the whole pass; gradients included."""
     allocated: int | None
     """The same as the allocator of the device has it."""
 
@@ -195,12 +211,15 @@ class Training:
 class Serving:
     """Memory of a forward pass without gradients [byte]."""
 
-    peak: int
-    """Most that was alive at once beside parameters, buffers and inputs."""
-    place: str
-    """Module that ran at the peak."""
+    peaks: dict[str, int]
+    """Most that was alive at once beside parameters, buffers and inputs, while a module ran."""
     allocated: int | None
     """The same as the allocator of the device has it."""
+
+    @property
+    def peak(self) -> int:
+        """Most that was alive at once [byte]."""
+        return max(self.peaks.values(), default=0)
 
 
 def training(subject: Subject, batch: Batch) -> Training:
@@ -229,12 +248,15 @@ def training(subject: Subject, batch: Batch) -> Training:
                 "runs under torch.no_grad, or it or the loss detaches its result"
             )
         torch.autograd.backward(loss)
+    for name, size in running.spare.items():
+        running.passing[name] = running.passing.get(name, 0) + size
     gradients = {
         name: nbytes(weight.grad)
         for name, weight in model.named_parameters()
         if weight.grad is not None
     }
-    return Training(rows, gradients, running, live.peak, allocator.peak)
+    forward = {name: size for name, size in live.peaks.items() if name != LOSS}
+    return Training(rows, gradients, running, forward, live.peak, allocator.peak)
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -243,7 +265,12 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def serving(subject: Subject, batch: Batch) -> Serving:
-    """Run forward without gradients in the model's present mode."""
+    """Run forward without gradients in the model's present mode.
+
+    On a CPU a second time with nothing but the allocator watched, where that can be: watched
+    operations leave memory alone that others write in place, and the allocator counts what is
+    never written. The smaller of both counts.
+    """
     running = Running()
     live = Live(Storages(_held(subject.model, batch.inputs)), running, {})
     with (
@@ -253,7 +280,12 @@ def serving(subject: Subject, batch: Batch) -> Serving:
         live,
     ):
         call(subject.model, batch.inputs)
-    return Serving(live.peak, live.place, allocator.peak)
+    found = live.peaks
+    if available(subject.device):
+        with torch.no_grad():
+            handed_out = peaks(subject.model, batch.inputs)
+        found = {name: min(size, handed_out.get(name, size)) for name, size in found.items()}
+    return Serving(found, allocator.peak)
 
 
 def _held(model: nn.Module, inputs: Inputs) -> list[Tensor]:

@@ -76,7 +76,6 @@ def peak(subject: Subject, samples: int) -> int:
     """Most memory alive at once in a pass as probes run it, beside the parameters [byte]."""
     batch = repeated(subject, samples)
     with _as_trained(subject.model), differentiable_recurrence(subject.model):
-        subject.model.eval()
         try:
             return training(subject, batch).peak
         except AnalyzerError:

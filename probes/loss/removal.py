@@ -11,6 +11,7 @@ from torch import Tensor
 
 from probes.base import Batch, Subject
 from probes.loss import objective
+from probes.samples.layout import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +75,8 @@ class Intact:
             return objective.sample_losses(self.subject, outputs, self.batch)
         output = objective.prediction(self.subject, outputs)
         signs = torch.randint(2, output.shape, generator=generator).to(output) * 2 - 1
-        axis = self.subject.batch_axis if output.dim() > self.subject.batch_axis else 0
-        signed = (output * signs).movedim(axis, 0).flatten(1)
+        signed = Layout.of(self.subject, self.batch).batch_first(output * signs)
+        signed = signed.reshape(len(signed), -1)
         scaled_B: Tensor = signed.sum(1) / signed.shape[1] ** 0.5
         return scaled_B
 

@@ -84,10 +84,11 @@ def _listed(optimizer: Mapping[str, Any]) -> Iterator[Kept]:
     for group in groups if isinstance(groups, list | tuple) else ():
         if not isinstance(group, Mapping) or not isinstance(group.get("params"), list | tuple):
             raise NotApplicable("the optimizer's state lists no parameters in its groups")
-        members = group["params"]
-        names = group.get("param_names", members)
+        members, names = group["params"], group.get("param_names")
+        if not isinstance(names, list | tuple) or len(names) != len(members):
+            names = members
         settings = {key: value for key, value in group.items() if key != "params"}
-        for member, name in zip(members, names, strict=False):
+        for member, name in zip(members, names, strict=True):
             known = isinstance(member, int | str) and isinstance(state.get(member), Mapping)
             yield Kept(str(name), state[member] if known else {}, settings)
 

@@ -37,8 +37,14 @@ from mutants import Mutant, mutants
 SECONDS = 6.0
 """Time of the tests that are tried on one mutant."""
 
-HANG = 20
-"""Seconds that they may take beyond ten times that."""
+HANG = 10
+"""Seconds of computing that they may take beyond four times that."""
+
+STUCK = 20
+"""Times as long that they may take in all, computing or not."""
+
+STOPS = (signal.SIGPROF, signal.SIGALRM)
+"""What ends a mutant that hangs, however busy the machine is."""
 
 MEMORY = 4 * 2**30
 """What a mutant may take beyond its parent [byte]."""
@@ -53,11 +59,11 @@ class Tests:
         self.files = {Path(name).resolve(): name for name in self.data.measured_files()}
         self.seconds = _durations(times)
 
-    def reaching(self, path: Path, lines: Iterable[int]) -> list[str]:
+    def reaching(self, path: Path, lines: Iterable[int], seconds: float) -> list[str]:
         """Return the tests that run any of some lines, as many as there is time for."""
         contexts = self.data.contexts_by_lineno(self.files.get(path.resolve(), str(path)))
         names = {name.rpartition("|")[0] for line in lines for name in contexts.get(line, ())}
-        chosen, left = [], SECONDS
+        chosen, left = [], seconds
         for name in sorted(names & set(self.seconds), key=lambda name: self.seconds[name]):
             left -= self.seconds[name]
             if left < 0 and chosen:
@@ -104,6 +110,8 @@ class Trials:
         chance = random.Random(f"{self.options.seed} {path}")
         count = min(self.options.sample or len(every), len(every))
         chosen = sorted(chance.sample(range(len(every)), count))
+        if self.options.again:
+            chosen = [at for at in chosen if (str(path), str(every[at])) in self.options.again]
         outcomes: Counter[str] = Counter()
         start = time.monotonic()
         for index in chosen:
@@ -112,12 +120,13 @@ class Trials:
             told = {"path": str(path), "mutant": str(every[index]), "outcome": outcome}
             self.found.append(told | {"of": len(every)})
         seconds = time.monotonic() - start
-        said = f"{path}: {count} of {len(every)} in {seconds:.0f} s, {dict(outcomes)}\n"
+        said = f"{path}: {len(chosen)} of {len(every)} in {seconds:.0f} s, {dict(outcomes)}\n"
         sys.stderr.write(said)
 
     def one(self, path: Path, mutant: Mutant) -> str:
         """Try one mutant: ``killed``, ``hung``, ``survived``, or ``not reached`` by any test."""
-        names = [name for name in self.tests.reaching(path, mutant.lines) if name in self.items]
+        reaching = self.tests.reaching(path, mutant.lines, self.options.seconds)
+        names = [name for name in reaching if name in self.items]
         if not names:
             return "not reached"
         child = os.fork()
@@ -125,13 +134,16 @@ class Trials:
             os._exit(self.noticed(path, mutant, names))
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
-            return "hung" if os.WTERMSIG(status) == signal.SIGALRM else "killed"
+            return "hung" if os.WTERMSIG(status) in STOPS else "killed"
         return "killed" if os.WEXITSTATUS(status) else "survived"
 
     def noticed(self, path: Path, mutant: Mutant, names: Sequence[str]) -> int:
         """Run tests on a mutant in this process; 1 if one fails."""
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(HANG + int(10 * sum(self.tests.seconds[name] for name in names)))
+        for stop in STOPS:
+            signal.signal(stop, signal.SIG_DFL)
+        most = HANG + int(4 * sum(self.tests.seconds[name] for name in names))
+        signal.setitimer(signal.ITIMER_PROF, most)
+        signal.alarm(STUCK * most)
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
         silent = os.open(os.devnull, os.O_WRONLY)
@@ -165,12 +177,25 @@ def _codes(code: CodeType) -> Iterable[CodeType]:
             yield from _codes(held)
 
 
+def _survivors(found: str) -> set[tuple[str, str]]:
+    """Read which mutants no test noticed in an earlier run: their modules and edits."""
+    return {
+        (one["path"], one["mutant"])
+        for one in json.loads(Path(found).read_text())
+        if one["outcome"] in ("survived", "not reached")
+    }
+
+
 def main() -> None:
     """Try the mutants of the modules that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--sample", type=int, help="mutants of each module; all if unset")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of tests for each mutant")
+    parser.add_argument(
+        "--again", type=_survivors, help="file of an earlier run: only its survivors"
+    )
     parser.add_argument("--coverage", type=Path, default=Path(".coverage"))
     parser.add_argument("--times", type=Path, default=Path("times.xml"))
     parser.add_argument("--out", type=Path, default=Path("mutation.json"))

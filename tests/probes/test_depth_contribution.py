@@ -320,6 +320,11 @@ def test_progress_ends_at_its_total() -> None:
     assert told[-1][0] == told[-1][1]
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert len({total for _, total in told}) == 1
+    told.clear()
+    probe = DepthContribution(ablations=0, joint=0)
+    probe(Subject(Net().double(), [(x, y)], "cross_entropy"), lambda *step: told.append(step))
+    # The pass for the gates, and the end.
+    assert told == [(len(x), len(x))] * 2
 
 
 @pytest.mark.parametrize("model", [nn.Linear(6, 3), nn.Sequential(nn.Tanh(), nn.Linear(6, 3))])

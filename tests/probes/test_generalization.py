@@ -356,6 +356,10 @@ def test_layers_are_put_together_where_they_are_many() -> None:
     coarse = parameters_by_layer(model, 8)
     assert list(coarse) == [*(f"deep.{i}" for i in range(5)), "lstm.l0", "lstm.l1"]
     assert sum(map(len, coarse.values())) == sum(map(len, fine.values()))
+    assert list(parameters_by_layer(model, len(fine))) == list(fine)
+    assert list(parameters_by_layer(model, len(coarse))) == list(coarse)
+    assert list(parameters_by_layer(model, len(coarse) - 1)) == ["deep", "lstm"]
+    assert list(parameters_by_layer(model, 1)) == ["deep", "lstm"]
 
 
 def fitted(random_labels: bool) -> Subject:

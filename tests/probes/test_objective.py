@@ -301,3 +301,18 @@ def test_the_objective_is_described() -> None:
     assert describe(Subject(nn.Identity(), given, "mse_loss")) == "mse_loss, per sample"
     assert describe(Subject(nn.Identity(), given, nn.MSELoss())) == "MSELoss, per sample"
     assert describe(Subject(nn.Identity(), given, focal)) == "focal, per sample"
+
+
+def test_losses_of_every_position_and_feature_are_averaged_over_features() -> None:
+    y = double(3, 4, 5)
+    own = subject(lambda output, _: output.square())
+    torch.testing.assert_close(sample_losses(own, y, Batch(INPUTS)), y.square().flatten(1).mean(1))
+    torch.testing.assert_close(final_losses(own, y, Batch(INPUTS)), y.square().mean(2)[:, -1])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_mean_over_samples_is_taken_apart_however_few_they_are(count: int) -> None:
+    y, targets = double(count, 5), double(count, 5)
+    own = subject(lambda output, target: (output - target).square().mean())
+    found = sample_losses(own, y, Batch(INPUTS[:count], targets))
+    torch.testing.assert_close(found, (y - targets).square().mean(1))

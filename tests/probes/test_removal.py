@@ -39,6 +39,34 @@ def test_decisions_are_counted_over_timesteps(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(found.double(), changed)
 
 
+@pytest.mark.parametrize("shape", [(4, 5, 3), (5, 3), (5,)])
+def test_samples_on_the_second_axis_of_the_inputs(shape: tuple[int, ...]) -> None:
+    """What the model returns has them there too, or has lost the axis of time."""
+    before, after = torch.randn(2, *shape, dtype=torch.float64)
+    batch = Batch(torch.zeros(4, 5, 2))
+    removed = Intact.of(Subject(nn.Identity(), [batch], batch_axis=1), before, batch)
+    by_sample = (after - before).transpose(0, 1) if len(shape) == 3 else after - before
+    expected = 0.5 * by_sample.reshape(5, -1).square().mean(1)
+    torch.testing.assert_close(removed.change(after), expected)
+    signs = torch.randint(2, shape, generator=torch.Generator().manual_seed(7)) * 2 - 1
+    signed = (after * signs).transpose(0, 1) if len(shape) == 3 else after * signs
+    signed = signed.reshape(5, -1)
+    found = removed.sensitive(after, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(found, signed.sum(1) / signed.shape[1] ** 0.5)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3), (5, 3)])
+def test_decisions_of_samples_on_the_second_axis(shape: tuple[int, ...]) -> None:
+    before, after = torch.randn(2, *shape)
+    batch = Batch(torch.zeros(4, 5, 2))
+    own = Subject(nn.Identity(), [batch], "cross_entropy", batch_axis=1)
+    changed = (before.argmax(-1) != after.argmax(-1)).double()
+    expected = changed.mean(0) if len(shape) == 3 else changed
+    assert 0 < expected.mean() < 1
+    found = Intact.of(own, before, batch).decisions(after)
+    torch.testing.assert_close(found.double(), expected)
+
+
 def test_without_classes_no_decision_is_known() -> None:
     assert intact(None, BEFORE).decisions(AFTER).isnan().all()
 

@@ -97,6 +97,18 @@ def test_outputs_that_do_not_vary_have_nothing_to_explain() -> None:
     x = double(20, 2)
     constant = joint(x, torch.ones(20, 1, dtype=torch.float64))
     assert math.isnan(explained(fitted(constant, 2), constant))
+    elsewhere = fitted(joint(x, double(20, 1)), 2)
+    assert math.isnan(explained(elsewhere, constant))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_outputs_of_any_size_are_explained_as_well(size: float) -> None:
+    x, noise = double(40, 3), double(40, 2)
+    plain, scaled = (fitted(joint(x, scale * x[:, :2]), 3) for scale in (1.0, size))
+    expected = explained(plain, joint(x, x[:, :2] + noise))
+    assert 0 < expected < 1
+    found = explained(scaled, joint(x, size * (x[:, :2] + noise)))
+    assert found == pytest.approx(expected)
 
 
 def test_a_map_works_in_the_precision_of_what_it_maps() -> None:

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from analyzer.rules.stacked_layers import half_reach
 from probes.base import Batch, Subject
 from probes.errors import AnalyzerError, NotApplicable
-from probes.recurrent.states.features import Draw
+from probes.recurrent.states.features import Draw, Features
+from probes.recurrent.watching.bypass import Reading
 from probes.stacked_layers import StackedLayers
 
 torch.manual_seed(0)
@@ -295,8 +296,40 @@ def test_settings_have_bounds() -> None:
 
 @pytest.mark.parametrize("count", [3, 64, 65, 1000])
 def test_timesteps_are_drawn_once_from_every_stretch(count: int) -> None:
-    drawn = Draw.of(5, 64, torch.Generator().manual_seed(1))
-    steps = drawn.timesteps(count)
-    assert len(steps) == min(count, 64)
-    assert (steps.diff() > 0).all()
-    assert int(steps[-1]) < count
+    steps = Draw.of(5, 64, torch.Generator().manual_seed(1)).places(count, 5)
+    assert steps.shape == (5, min(count, 64))
+    assert (steps.diff() >= 0).all()
+    edges = torch.arange(steps.shape[1] + 1) * count / steps.shape[1]
+    assert (steps >= edges[:-1].floor()).all()
+    assert (steps < edges[1:].ceil()).all()
+    assert len(steps.unique(dim=0)) == (5 if count > 64 else 1)
+
+
+def test_rows_that_are_no_samples_take_the_samples_turns() -> None:
+    drawn = Draw.of(3, 4, torch.Generator().manual_seed(1))
+    steps = drawn.places(50, 6)
+    assert torch.equal(steps[:3], drawn.places(50, 3))
+    assert torch.equal(steps[3:], steps[:3])
+
+
+def test_every_sample_shows_timesteps_of_its_own_the_same_ones_in_all_layers() -> None:
+    samples, timesteps, most = 6, 40, 4
+    lengths = torch.tensor([40, 25, 40, 3, 40, 11])
+    # What a layer reads says which timestep of which sample it is.
+    x = torch.arange(timesteps)[:, None] + 100 * torch.arange(samples)
+    chosen = []
+    for sign in (1.0, -1.0):
+        seen: list[Tensor] = []
+        layer = Features("lstm", 1, 1, ())
+        layer.states.add = seen.append  # type: ignore[method-assign]
+        y = sign * x[..., None]
+        reading = Reading("l", "lstm", x[..., None].double(), y.double(), lengths, ())
+        layer.add(reading, 0, Draw.of(samples, most, torch.Generator().manual_seed(3)))
+        chosen.append(sign * seen[0][:, 0])
+        assert layer.joint[0].count == len(seen[0])
+    assert torch.equal(chosen[0], chosen[1])
+    places, rows = chosen[0].long() % 100, chosen[0].long() // 100
+    assert (places < lengths[rows]).all()
+    whole = [tuple(places[rows == row].tolist()) for row in (0, 2, 4)]
+    assert [len(steps) for steps in whole] == [4, 4, 4]
+    assert len(set(whole)) == 3

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from probes.base import Subject
 from probes.errors import NotApplicable
-from probes.optimizer.state import kept_by
+from probes.optimizer.state import Kept, kept_by
+from probes.optimizer.updates import kind_of, update
 from probes.update_ratio import UpdateRatio
 
 
@@ -97,6 +98,57 @@ def test_rmsprop_without_momentum_moves_every_weight_by_about_the_rate() -> None
     assert found == pytest.approx(0.02 * 12**0.5)
 
 
+def kept(moments: dict[str, float], **settings: Any) -> Kept:
+    return Kept("w", {name: torch.tensor([value]) for name, value in moments.items()}, settings)
+
+
+@pytest.mark.parametrize(
+    ("square", "centre", "spread"), [(4.0, 0.0, 2.0), (4.0, 1.2, 2.56**0.5), (0.25, 0.6, 0.0)]
+)
+def test_rmsprop_divides_by_the_spread_about_the_mean(
+    square: float, centre: float, spread: float
+) -> None:
+    moments = {"square_avg": square} | ({"grad_avg": centre} if centre else {})
+    found = update(kept(moments, lr=0.02, alpha=0.9, eps=0.5))
+    assert found.item() == pytest.approx(0.02 * square**0.5 / (spread + 0.5), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("moments", "settings", "kind"),
+    [
+        (["momentum_buffer"], ["dampening"], "gradient descent with momentum"),
+        (["momentum_buffer"], ["alpha"], None),
+        (["exp_avg"], ["dampening"], None),
+        (["square_avg"], ["alpha"], "RMSprop"),
+        (["square_avg", "grad_avg", "momentum_buffer"], ["alpha"], "RMSprop"),
+        (["square_avg", "acc_delta"], ["alpha"], None),
+        (["square_avg"], ["rho"], None),
+        (["grad_avg"], ["alpha"], None),
+        (["exp_avg", "exp_avg_sq"], ["amsgrad"], "Adam"),
+        (["exp_avg", "exp_avg_sq", "max_exp_avg_sq"], ["amsgrad"], "Adam"),
+        (["exp_avg", "exp_avg_sq", "other"], ["amsgrad"], None),
+        (["exp_avg", "exp_avg_sq"], ["betas"], None),
+        (["exp_avg"], ["amsgrad"], None),
+    ],
+)
+def test_an_optimizer_is_known_by_what_it_keeps_and_by_its_settings(
+    moments: list[str], settings: list[str], kind: str | None
+) -> None:
+    entry = kept(dict.fromkeys(moments, 1.0), **dict.fromkeys(settings, 0.5))
+    if kind is not None:
+        assert kind_of(entry) == kind
+        return
+    with pytest.raises(NotApplicable, match=r"^the optimizer keeps "):
+        kind_of(entry)
+
+
+@pytest.mark.parametrize("betas", [0.9, [0.9], (0.9, 0.99, 0.999)])
+def test_adam_without_two_betas_has_no_known_update(betas: Any) -> None:
+    entry = kept({"exp_avg": 1.0, "exp_avg_sq": 1.0}, amsgrad=False, lr=0.1, eps=0.0, betas=betas)
+    with pytest.raises(NotApplicable, match=r"^the optimizer's settings have no two betas$"):
+        update(entry)
+
+
 def test_rates_and_steps_are_those_of_the_groups() -> None:
     model = net()
     groups = [
@@ -145,6 +197,25 @@ def test_names_in_the_state_decide_whatever_the_order() -> None:
     trained(model, optimizer)
     names = [entry.name for entry in kept_by(optimizer.state_dict(), model)]
     assert names == [name.removeprefix("module.") for name, _ in named]
+
+
+def test_numbers_are_not_taken_for_the_names_of_some_parameters() -> None:
+    model = nn.Module()
+    model.register_parameter("first", nn.Parameter(torch.zeros(4)))
+    model.register_parameter("1", nn.Parameter(torch.zeros(2, 3)))
+    state = torch.optim.Adam(model.parameters()).state_dict()
+    assert state["param_groups"][0]["params"] == [0, 1]
+    assert [entry.name for entry in kept_by(state, model)] == ["first", "1"]
+
+
+@pytest.mark.parametrize("names", [None, ["last.weight"]])
+def test_names_that_are_not_one_for_each_parameter_do_not_count(names: Any) -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    trained(model, optimizer)
+    state = optimizer.state_dict()
+    state["param_groups"][0]["param_names"] = names
+    assert [entry.name for entry in kept_by(state, model)] == [*dict(model.named_parameters())]
 
 
 def refusal(model: nn.Module, state: dict[str, Any] | None) -> str:

@@ -520,6 +520,7 @@ def test_untrained_copies_come_with_it():
     x = torch.randn(300, 40)
     trace = Width(tested=0, null_seeds=2)(Subject(model, x))
     assert trace["untrained_directions"].dims == ("copy", "layer")
+    assert trace["untrained_effective_rank"].dims == ("copy", "layer")
     assert trace["untrained_directions"][:, 0].values.tolist() == [10, 10]
     assert float(trace["directions"][0]) == 1
 

@@ -12,6 +12,7 @@ Q gate, G rows of all gates (Q * H).
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,17 @@ class State(NamedTuple):
     """Shape (B, V, P)."""
     cell: Tensor | None
     """By the cell state at a given hidden state, shape (B, V, H); only of an LSTM."""
+
+
+class _At(NamedTuple):
+    """What a layer is linearized to at one lag, the same for all rows."""
+
+    slopes: Tensor
+    """Shape (B, 1, Q, H)."""
+    carry: Tensor
+    """Shape (B, 1, H); none of an Elman network."""
+    through: Tensor
+    """Likewise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,43 +89,45 @@ class Linearized:
         Tensor, shape (B, V, I)
             Rows by the input of the step; None if not wanted.
         """
-        slopes_B1QH = self.slopes[lag].unsqueeze(1)
         if self.kind == "gru":
-            return self._gru(lag, state.hidden, slopes_B1QH, inputs=inputs)
+            return self._gru(self._at[lag], state.hidden, inputs=inputs)
         cell_BVH = None
         if self.kind == "lstm":
-            delta_BVG, cell_BVH = self._lstm(lag, state, slopes_B1QH)
+            delta_BVG, cell_BVH = self._lstm(self._at[lag], state)
         else:
-            delta_BVG = state.hidden * slopes_B1QH[:, :, 0]
+            delta_BVG = state.hidden * self._at[lag].slopes[:, :, 0]
         x_BVI = delta_BVG @ self.weights.w_ih if inputs else None
         return State(delta_BVG @ self.weights.w_hh, cell_BVH), x_BVI
 
-    def _lstm(self, lag: int, state: State, slopes_B1QH: Tensor) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def _at(self) -> list[_At]:
+        """Views of every lag, which to take one by one is slow."""
+        nothing = [None] * len(self.slopes)
+        columns = (
+            nothing if values is None else values.unsqueeze(2).unbind(0)
+            for values in (self.slopes, self.carry, self.through)
+        )
+        return [_At(*values) for values in zip(*columns, strict=True)]
+
+    def _lstm(self, at: _At, state: State) -> tuple[Tensor, Tensor]:
         """Rows by the pre-activations, and by the cell state before."""
         assert state.cell is not None
-        assert self.carry is not None
-        assert self.through is not None
         w_hr = self.weights.w_hr
         unprojected = state.hidden if w_hr is None else state.hidden @ w_hr
-        through_B1H, forget_B1H = self.through[lag].unsqueeze(1), self.carry[lag].unsqueeze(1)
-        cell_BVH = torch.addcmul(state.cell, unprojected, through_B1H)
-        delta = slopes_B1QH.new_empty(*cell_BVH.shape[:2], *slopes_B1QH.shape[2:])
-        torch.mul(slopes_B1QH[:, :, :3], cell_BVH.unsqueeze(2), out=delta[:, :, :3])
-        torch.mul(slopes_B1QH[:, :, 3], unprojected, out=delta[:, :, 3])
-        return delta.flatten(2), cell_BVH.mul_(forget_B1H)
+        cell_BVH = torch.addcmul(state.cell, unprojected, at.through)
+        delta = cell_BVH.new_empty(*cell_BVH.shape[:2], *at.slopes.shape[2:])
+        torch.mul(at.slopes[:, :, :3], cell_BVH.unsqueeze(2), out=delta[:, :, :3])
+        torch.mul(at.slopes[:, :, 3], unprojected, out=delta[:, :, 3])
+        return delta.flatten(2), cell_BVH.mul_(at.carry)
 
-    def _gru(
-        self, lag: int, hidden_BVH: Tensor, slopes_B1QH: Tensor, *, inputs: bool
-    ) -> tuple[State, Tensor | None]:
+    def _gru(self, at: _At, hidden_BVH: Tensor, *, inputs: bool) -> tuple[State, Tensor | None]:
         """Pull back through a GRU, whose candidate has another slope on the input side."""
-        assert self.carry is not None
-        assert self.through is not None
-        delta_BVQH = slopes_B1QH * hidden_BVH.unsqueeze(2)
+        delta_BVQH = at.slopes * hidden_BVH.unsqueeze(2)
         before_BVH = delta_BVQH.flatten(2) @ self.weights.w_hh
-        before_BVH.addcmul_(hidden_BVH, self.carry[lag].unsqueeze(1))
+        before_BVH.addcmul_(hidden_BVH, at.carry)
         if not inputs:
             return State(before_BVH, None), None
-        torch.mul(hidden_BVH, self.through[lag].unsqueeze(1), out=delta_BVQH[:, :, 2])
+        torch.mul(hidden_BVH, at.through, out=delta_BVQH[:, :, 2])
         return State(before_BVH, None), delta_BVQH.flatten(2) @ self.weights.w_ih
 
 

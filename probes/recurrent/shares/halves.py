@@ -18,6 +18,10 @@ FORMED = 2**23
 COLUMNS = 2**13
 """Columns of them that are summed together: few enough for a cache."""
 
+LEAST_LEFT = 100
+"""Squared norm of what is left without a sample, in roundings of what it is the difference of,
+below which its direction is not known: cosines just above are off by up to 0.001."""
+
 
 class Terms(NamedTuple):
     """Outer products whose sums are the gradients of some weights, over one sequence they read."""
@@ -48,7 +52,8 @@ class Halved(NamedTuple):
     cosine: Tensor
     """Cosine of the first half with the second: (W,), nan where one of them is zero."""
     cosine_without: Tensor
-    """The same without each sample: (W, N), nan without the only one."""
+    """The same without each sample: (W, N), nan where that leaves nothing, or as good as nothing
+    beside that sample, so that it would be rounding."""
     sample_norm: Tensor
     """Norm of the gradient of each sample: (W, N)."""
     sample_cosine: Tensor
@@ -74,13 +79,12 @@ def halved(terms: Sequence[Terms]) -> Halved:
     # <A - a, B - b> = <A, B> - <A, b> - <a, B> + <a, b>, of any two halves.
     cross_WNPP = products.cross + products.cross.transpose(2, 3)
     without_WNPP = products.whole[:, None] - cross_WNPP + products.own
-    if without_WNPP.shape[1] == 1:
-        # Nothing is left without the only sample; what would be divided is rounding.
-        without_WNPP = torch.zeros_like(without_WNPP)
+    rounding = torch.finfo(halves[0].left.dtype).eps
+    unknown_WN = _lost(without_WNPP, products.own, rounding)
     return Halved(
         products.whole.sum((1, 2)).clamp_min(0).sqrt(),
         _cosine(products.whole),
-        _cosine(without_WNPP),
+        _cosine(without_WNPP).masked_fill(unknown_WN, torch.nan),
         products.own.sum((2, 3)).clamp_min(0).sqrt(),
         _cosine(products.own),
         products.timesteps,
@@ -171,6 +175,17 @@ def _cosine(products_PP: Tensor) -> Tensor:
     """Cosine of two halves from their inner products (..., P, P)."""
     square = products_PP[..., 0, 0].clamp_min(0) * products_PP[..., 1, 1].clamp_min(0)
     return products_PP[..., 0, 1] / square.sqrt()
+
+
+def _lost(left: Tensor, part: Tensor, rounding: float) -> Tensor:
+    """Whether what is left of a gradient without a part is as small as its rounding: (...).
+
+    In one half at least. Both are inner products of the halves (..., P, P). Those of what is left
+    come from others, so that their error is a rounding of the squared norms of these: where little
+    is left, of the whole and the part together, which are alike.
+    """
+    left, part = (products.diagonal(dim1=-2, dim2=-1) for products in (left, part))
+    return (left < LEAST_LEFT * rounding * 4 * part).any(-1)
 
 
 def _half(terms: Sequence[Terms], *, second: bool) -> Outer:

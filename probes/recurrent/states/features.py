@@ -1,6 +1,7 @@
 """What the states of every recurrent layer look like over many samples.
 
-Shapes: T timestep, B sample, I input feature, E output feature, N position.
+Shapes: T timestep, B sample, I input feature, E output feature, N position, S position of one
+sample.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,9 +58,11 @@ class Features:
         """Add what one forward pass of some samples of a half showed."""
         x_TBI, y_TBE, length_B = reading.x.detach(), reading.y.detach(), reading.lengths
         valid_TB = torch.arange(len(x_TBI))[:, None] < length_B
-        at = drawn.timesteps(len(x_TBI))
-        chosen_NB = valid_TB[at].to(y_TBE.device)
-        x_NI, y_NE = x_TBI[at.to(x_TBI.device)][chosen_NB], y_TBE[at.to(y_TBE.device)][chosen_NB]
+        at_BS = drawn.places(len(x_TBI), len(length_B))
+        row_N, place_N = (at_BS < length_B.cpu()[:, None]).nonzero(as_tuple=True)
+        at_N = at_BS[row_N, place_N].to(y_TBE.device)
+        row_N = row_N.to(y_TBE.device)
+        x_NI, y_NE = x_TBI[at_N, row_N], y_TBE[at_N, row_N]
         self.joint[half].add(torch.cat([x_NI, y_NE], 1))
         self.states.add(y_NE)
         if len(length_B) == len(drawn.share):
@@ -93,16 +96,16 @@ class Features:
 
 @dataclass(eq=False)
 class Draw:
-    """Random positions, the same for all layers of a forward pass.
+    """Random positions, the same for all layers of a forward pass, others in every sample.
 
     Parameters
     ----------
     share : Tensor, shape (B,)
         Place of one position of every sample, as a share of its length.
-    order : Tensor
-        Random numbers that timesteps are chosen by.
+    order : Tensor, shape (most,)
+        Random numbers that positions are chosen by.
     most : int
-        Timesteps at most.
+        Positions at most.
     """
 
     share: Tensor
@@ -115,12 +118,23 @@ class Draw:
         share = torch.rand(samples, generator=generator)
         return cls(share, torch.rand(most, generator=generator), most)
 
-    def timesteps(self, count: int) -> Tensor:
-        """Choose timesteps of ``count``: all if they are few, else one in every stretch."""
+    def places(self, count: int, rows: int) -> Tensor:
+        """Choose positions of ``count`` in every row: all if they are few, else one a stretch.
+
+        Stretches need not be whole positions, so that every position is as likely as any other.
+        In layers that run with more rows than samples, the rows take the samples' turns.
+
+        Returns
+        -------
+        Tensor, shape (rows, S)
+            Ascending.
+        """
         if count <= self.most:
-            return torch.arange(count)
-        edges = torch.arange(self.most + 1) * count // self.most
-        return edges[:-1] + (self.order * edges.diff()).long()
+            return torch.arange(count).expand(rows, count)
+        share_B1 = self.share[torch.arange(rows) % len(self.share), None]
+        within_BS = (self.order + share_B1).double() % 1
+        at_BS = (torch.arange(self.most) + within_BS) * (count / self.most)
+        return at_BS.long().clamp_max(count - 1)
 
 
 def read(model: nn.Module, batch: Batch, layout: Layout) -> list[Reading]:

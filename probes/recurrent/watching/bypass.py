@@ -12,6 +12,7 @@ direction, P hidden state. Data without suffix may be packed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -78,32 +79,29 @@ class Layers(RecurrentCalls):
     def _module(self, call: FusedCall) -> tuple[Tensor, ...]:
         """Compute a whole module, one layer after the other."""
         name, clock = self._names.of(call.weights, call.kind), call.clock()
-        y = call.x.transpose(0, 1) if call.batch_first else call.x
-        final: list[Sequence[Tensor]] = []
         own: list[Tensor] = []
-        before = tuple(map(self._unchanged, call.states))
-        for layer in range(call.layers):
+
+        def run(
+            layer: int, x: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]
+        ) -> Sequence[Tensor]:
             label = Site(name, call.kind, layer).label
-            states = tuple(state.chunk(call.layers)[layer].contiguous() for state in before)
-            weights = tuple(call.weights_of(layer))
-            x = y
             if label in self._replaced:
                 y = self._replaced[label](x)
-                final.append((_ends(clock.padded(y), clock.lengths(), states[0]), *states[1:]))
-                own.append(final[-1][0])
-                continue
+                own.append(_ends(clock.padded(y), clock.lengths(), states[0]))
+                return y, own[-1], *states[1:]
             y, *after = call.layer(weights, x, states)
-            self._see(label, call.kind, clock, (x, y), weights)
+            self._see(label, call.kind, clock, (x, y), tuple(weights))
             own.append(after[0])
             if label in self._passed:
                 y = self._passed[label](y)
                 after[0] = _ends(clock.padded(y), clock.lengths(), states[0])
-            final.append(after)
-        ends = [torch.cat(states) for states in zip(*final, strict=True)]
+            return y, *after
+
+        before = tuple(map(self._unchanged, call.states))
+        found = replace(call, states=before).layer_by_layer(run)
         if self._passed:
-            self._own[ends[0]] = torch.cat(own)
-        # A copy: a replaced layer may return its input, which the model may still need.
-        return (y.transpose(0, 1) if call.batch_first else y).clone(), *ends
+            self._own[found[1]] = torch.cat(own)
+        return found
 
     def _cell(
         self,

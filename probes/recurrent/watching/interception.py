@@ -120,6 +120,35 @@ class FusedCall:
         )
         return outputs
 
+    def layer_by_layer(self, run: "Run") -> tuple[Tensor, ...]:
+        """Compute the whole module: every layer reads what the one before it returns.
+
+        Parameters
+        ----------
+        run : callable
+            Called with the number of each layer, its input (time first or packed), its states
+            before and its weights; returns its output and its final states.
+
+        Returns
+        -------
+        tuple of Tensor
+            Output and final states, as the fused operation returns them.
+        """
+        y = self.x.transpose(0, 1) if self.batch_first else self.x
+        final: list[Sequence[Tensor]] = []
+        for layer in range(self.layers):
+            states = tuple(state.chunk(self.layers)[layer].contiguous() for state in self.states)
+            y, *after = run(layer, y, states, self.weights_of(layer))
+            final.append(after)
+        ends = [torch.cat(states) for states in zip(*final, strict=True)]
+        # A copy: the model may change its output in place, and the layer, or what took its place
+        # and returned its input, still needs it.
+        return (y.transpose(0, 1) if self.batch_first else y).clone(), *ends
+
+
+Run = Callable[[int, Tensor, tuple[Tensor, ...], list[Tensor]], Sequence[Tensor]]
+"""Returns the output and the final states of a layer of a module."""
+
 
 def _order() -> Tensor | None:
     """Where each sample is in the batch that packing sorted; None if it was not sorted."""
@@ -197,22 +226,20 @@ class Interception(RecurrentCalls):
             )
         clock = call.clock()
         sequence = self._sequence(name, call.states[0], packed=call.batch_sizes is not None)
-        y = call.x.transpose(0, 1) if call.batch_first else call.x
-        final: list[Sequence[Tensor]] = []
-        for layer in range(call.layers):
+
+        def run(
+            layer: int, x: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]
+        ) -> tuple[Tensor, ...]:
             sites = [
                 Site(name, call.kind, layer, reverse, sequence)
                 for reverse in (False, True)[: call.directions]
             ]
-            states = tuple(state.chunk(call.layers)[layer].contiguous() for state in call.states)
-            weights = call.weights_of(layer)
             fused = partial(call.layer, weights)
-            y, *after = self._compute(LayerCall(fused, sites, clock, y, states, weights))
-            final.append(after)
-        ends = [torch.cat(states) for states in zip(*final, strict=True)]
-        self._ends[name] = (sequence, ends[0].detach())
-        # A copy: the model may change its output in place, and the layer still needs it.
-        return (y.transpose(0, 1) if call.batch_first else y).clone(), *ends
+            return self._compute(LayerCall(fused, sites, clock, x, states, weights))
+
+        found = call.layer_by_layer(run)
+        self._ends[name] = (sequence, found[1].detach())
+        return found
 
     def _cell(
         self,

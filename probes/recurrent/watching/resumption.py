@@ -15,6 +15,7 @@ Shapes: T timestep, B sample, I input feature, P hidden state.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -123,19 +124,16 @@ class _Cutting(RecurrentCalls):
 
     def _module(self, call: FusedCall) -> tuple[Tensor, ...]:
         """Compute a whole module, one layer after the other."""
-        y = call.x.transpose(0, 1) if call.batch_first else call.x
-        final: list[tuple[Tensor, ...]] = []
-        for layer in range(call.layers):
-            states = tuple(state.chunk(call.layers)[layer].contiguous() for state in call.states)
-            y, after = self._layer(call, call.weights_of(layer), y, states)
-            final.append(after)
-        ends = [torch.cat(states) for states in zip(*final, strict=True)]
-        # A copy: the model may change its output in place, and what is kept must not change.
-        return (y.transpose(0, 1) if call.batch_first else y).clone(), *ends
+        return call.layer_by_layer(partial(self._layer, call))
 
     def _layer(
-        self, call: FusedCall, weights: list[Tensor], x: Tensor, states: tuple[Tensor, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        self,
+        call: FusedCall,
+        _layer: int,
+        x: Tensor,
+        states: tuple[Tensor, ...],
+        weights: list[Tensor],
+    ) -> tuple[Tensor, ...]:
         """Compute one layer, from where it is known."""
         earlier = next(self._earlier, None)
         steps = 0 if earlier is None else earlier.alike(weights, x, states)
@@ -157,4 +155,4 @@ class _Cutting(RecurrentCalls):
             read = x.clone() if x.data_ptr() == call.x.data_ptr() else x
             before = tuple(state.clone() for state in states)
             self.ran.append(_Ran(weights, read, before, whole, step, marks))
-        return whole, after
+        return whole, *after

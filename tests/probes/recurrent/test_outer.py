@@ -161,6 +161,45 @@ def test_halves_of_very_unequal_size_in_float32(formed, monkeypatch):
     torch.testing.assert_close(found.sample_cosine, expected.sample_cosine, rtol=0, atol=1e-5)
 
 
+def squared_rest(first, dtype):
+    """Squared norm of a half without the first sample, in roundings of what it comes from."""
+    sizes = first.sum(0).norm() + first[0].norm()
+    return first[1:].sum(0).square().sum() / (torch.finfo(dtype).eps * sizes.square())
+
+
+@pytest.mark.parametrize("formed", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("roundings", "known"), [(50, False), (200, True)])
+@pytest.mark.parametrize("half", [slice(0, 4), slice(4, 8)])
+def test_without_a_sample_that_is_nearly_everything_the_cosine_is_unknown(
+    roundings, known, half, dtype, formed, monkeypatch
+):
+    monkeypatch.setattr(halves, "FORMED", 2**23 if formed else 0)
+    terms = ragged_terms(8, [8, 8, 8])._replace(spans=((0, 9),))
+    singles = torch.einsum("tng,tni->nitg", terms.left[half], terms.right[half]).sum(2).flatten(1)
+    # A sample that is so much larger than the others that it, and the whole, are k times as large.
+    k = (squared_rest(singles, dtype) / roundings).sqrt()
+    for _ in range(50):
+        k = k * (squared_rest(torch.cat([k * singles[:1], singles[1:]]), dtype) / roundings).sqrt()
+    terms.left[half, 0] *= k
+    exact = halved([terms])
+    found = halved([terms._replace(left=terms.left.to(dtype), right=terms.right.to(dtype))])
+    assert found.cosine_without[0].isnan().tolist() == [not known, False, False]
+    assert not found.cosine.isnan().any()
+    assert not found.sample_cosine.isnan().any()
+    if known and dtype == torch.float32:
+        torch.testing.assert_close(found.cosine_without, exact.cosine_without, rtol=0, atol=1e-3)
+
+
+def test_samples_beside_which_others_add_nothing():
+    terms = ragged_terms(8, [8, 8, 8])
+    terms.left[:, 1:] = 0
+    found = halved([terms])
+    assert found.cosine_without.isnan().tolist() == [[True, False, False]] * 3
+    for sample in (1, 2):
+        torch.testing.assert_close(found.cosine_without[:, sample], found.cosine)
+
+
 def test_a_half_without_a_gradient_has_no_cosine():
     terms = ragged_terms(4, [4, 4])
     terms.left[:2] = 0

@@ -9,11 +9,16 @@ from torch.nn import functional
 
 from probes.weight_gradient import contribution as contributions
 from probes.weight_gradient.contribution import Contribution, Formed, measured, together
+from probes.weight_gradient.linear import linear
 from probes.weight_gradient.lookup import Lookup
+from probes.weight_gradient.operation import Arrived
 from probes.weight_gradient.product import Product
 from probes.weight_gradient.window import Geometry, Window
 
 SAMPLES = 5
+
+WAYS = (measured, contributions._measured_far)
+"""As the CPU and as other devices do."""
 
 
 def double(*shape: int) -> Tensor:
@@ -58,9 +63,10 @@ def check(contribution: Contribution, expected: Tensor) -> None:
     assert contribution.size == expected[0].numel()
     torch.testing.assert_close(contribution.explicit(), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(contribution.total(), expected.sum(0), rtol=1e-12, atol=1e-12)
-    norms, total = measured(contribution)
-    torch.testing.assert_close(norms, expected.flatten(1).norm(dim=1), rtol=1e-12, atol=0)
-    torch.testing.assert_close(total, expected.sum(0), rtol=1e-12, atol=1e-12)
+    for measure in WAYS:
+        norms, total = measure(contribution)
+        torch.testing.assert_close(norms, expected.flatten(1).norm(dim=1), rtol=1e-12, atol=0)
+        torch.testing.assert_close(total, expected.sum(0), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -138,8 +144,15 @@ def test_gradients_that_are_there() -> None:
     check(Formed(gradient), gradient)
 
 
+def test_one_sample_alone() -> None:
+    gradient, x = double(1, 2, 3), double(1, 2, 4)
+    check(Formed(gradient), gradient)
+    check(Product(gradient, x), torch.einsum("bto,bti->boi", gradient, x))
+
+
+@pytest.mark.parametrize("measured", WAYS)
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
-def test_norms_of_any_size_are_exact_in_single_precision(scale: float) -> None:
+def test_norms_of_any_size_are_exact_in_single_precision(scale: float, measured: Any) -> None:
     gradient, x = double(SAMPLES, 1, 3), double(SAMPLES, 1, 4)
     gradient[2] = 0
     expected = scale * torch.einsum("bto,bti->boi", gradient, x).flatten(1).norm(dim=1)
@@ -154,3 +167,20 @@ def test_what_is_undefined_stays_so() -> None:
     assert norms.tolist()[::3] == [1, 0]
     assert norms[1].isnan()
     assert norms[2].isinf()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_samples_come_first_in_single_precision_at_least(dim: int, dtype: torch.dtype) -> None:
+    values = torch.randn(2, 3, 4).to(dtype)
+    found = Arrived(values, values, None, (), dim).first(values)
+    assert found.dtype is torch.float32
+    assert torch.equal(found, values.movedim(dim, 0).float())
+
+
+def test_samples_of_a_linear_layer_are_where_the_batch_axis_says() -> None:
+    operation = linear(torch.empty(4, 5, 3), torch.empty(2, 3)).operation
+    x = torch.empty(5, 5, 3)
+    assert [operation.batch_dim(x, 5, axis) for axis in (0, 1)] == [0, 1]
+    assert operation.batch_dim(torch.empty(4, 5, 5), 5, 0) == 1
+    assert operation.batch_dim(torch.empty(4, 3, 5), 5, 0) is None

@@ -198,6 +198,7 @@ ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "many positions": (many_positions, (9, 2)),
     "few positions": (lambda: flat(nn.Linear(20, 30), nn.Tanh(), outputs=3), (2, 20)),
     "no positions": (no_positions, (4,)),
+    "one feature": (lambda: flat(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1), outputs=3), (4, 1)),
     "tokens": (Tokens, (7,)),
     "tied": (Tied, (7,)),
     "recomputed": (Recomputed, (5, 4)),
