@@ -211,7 +211,9 @@ def test_the_lead_names_what_is_idle_and_what_is_worth_most() -> None:
         f"1 of 4 blocks is idle; stage1.1 is worth most, {100 * most:.0f}\u202f% of the loss."
     )
     assert plate.todo == "Train without stage3.4 and compare."
-    assert ends.lead == ("0 of 5 blocks return nearly what they read (similarity of 0.9999 or more).")
+    assert ends.lead == (
+        "0 of 5 blocks return nearly what they read (similarity of 0.9999 or more)."
+    )
 
 
 @pytest.mark.parametrize("layers", [2, 4, 40])
