@@ -118,7 +118,9 @@ def _eager(model: nn.Module) -> nn.Module:
         model = model.module
     model = getattr(model, "_orig_mod", model)
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
+        # What was traced within an eager model can be observed from outside.
+        scripted = torch.jit.RecursiveScriptModule if name else torch.jit.ScriptModule
+        if isinstance(module, scripted):
             raise AnalyzerError(
                 f"{name or 'the model'} is TorchScript, whose layers cannot be observed: pass the "
                 "eager model and load the weights into it"

@@ -105,10 +105,12 @@ def margins(kind: Planted, found: Sequence[Audited]) -> list[tuple[str, ...]]:
         for name, value in one.numbers.items():
             if kind in HEALTHY or name in kind.beyond:
                 values[name].append(value)
-    quantiles = {name: np.quantile(own, (0, 0.025, 0.5, 0.975, 1)) for name, own in values.items()}
+    ends = (0, 0.025, 0.5, 0.975, 1)
+    with np.errstate(invalid="ignore"):  # between infinities
+        quantiles = {name: np.quantile(own, ends) for name, own in values.items()}
     return [
-        (kind.name, name, str(len(values[name])), *(f"{end:.6g}" for end in ends))
-        for name, ends in quantiles.items()
+        (kind.name, name, str(len(values[name])), *(f"{value:.6g}" for value in own))
+        for name, own in quantiles.items()
     ]
 
 
