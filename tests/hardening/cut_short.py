@@ -1,6 +1,7 @@
 """A small audit in a process of its own, for runs that are cut short."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -44,14 +45,19 @@ def command(seed: int) -> list[str]:
 def started(folder: Path, seed: int) -> subprocess.Popen[str]:
     """Start an audit in a folder that has the network."""
     (folder / "net.py").write_text(NETWORK)
-    return subprocess.Popen(
-        command(seed),
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    # What runs in the background ignores interrupts, and hands that down.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command(seed),
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def finished(folder: Path, seed: int) -> tuple[int, str]:
