@@ -119,7 +119,7 @@ def _eager(model: nn.Module) -> nn.Module:
     model = getattr(model, "_orig_mod", model)
     for name, module in model.named_modules():
         # What was traced within an eager model can be observed from outside.
-        scripted = torch.jit.RecursiveScriptModule if name else torch.jit.ScriptModule
+        scripted = torch.jit.RecursiveScriptModule if name else torch.jit.ScriptModule  # type: ignore[attr-defined]
         if isinstance(module, scripted):
             raise AnalyzerError(
                 f"{name or 'the model'} is TorchScript, whose layers cannot be observed: pass the "
