@@ -1,5 +1,6 @@
 """First pages of the report: verdict, first actions, diagnostics, provenance."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,12 +64,19 @@ def diagnostic(finding: Finding) -> dict[str, Any]:
         "interval": interval(finding.low, finding.high),
         "limit": limit,
         "source": finding.limit_source if limit else "",
+        "origin": origin(finding.limit_source) if limit else "",
         "samples": count(finding.samples, "sample") if finding.samples else "",
         "message": sentence(finding.message),
         "meaning": sentence(finding.meaning),
         "action": sentence(finding.action) or "None.",
         "where": list(finding.where),
     }
+
+
+def origin(source: str) -> str:
+    """Name whose a limit is, without the reasons: what comes before a colon or semicolon."""
+    heads = (source[: end.start()] for end in re.finditer("[:;] ", source))
+    return next((head for head in heads if head.count("(") == head.count(")")), source)
 
 
 def diagnostics(findings: Sequence[Finding]) -> list[Finding]:

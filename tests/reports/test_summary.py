@@ -8,7 +8,7 @@ from pypdf import PdfReader
 
 from analyzer.findings import Finding, Severity
 from reports.document import compose
-from reports.summary import headline
+from reports.summary import diagnostic, headline
 
 
 @pytest.mark.parametrize("severity", [Severity.PASS, Severity.FAIL])
@@ -40,3 +40,24 @@ def test_no_diagnostic_is_torn_apart_by_the_end_of_a_page() -> None:
     pages = ["".join(page.extract_text().split()) for page in PdfReader(io.BytesIO(pdf)).pages]
     for message in said:
         assert any("".join(message.split()) in page for page in pages), message
+
+
+@pytest.mark.parametrize(
+    ("source", "origin"),
+    [
+        ("torchmortem", "torchmortem"),
+        ("ours, calibrated: healthy at most 0.3; 30 networks", "ours, calibrated"),
+        ("CS231n; ours: a factor of 100", "CS231n"),
+        (
+            "set by the user (default 0.01: Khandelwal)",
+            "set by the user (default 0.01: Khandelwal)",
+        ),
+    ],
+)
+def test_the_summary_says_whose_a_limit_is(source: str, origin: str) -> None:
+    finding = Finding(
+        code="code", probe="probe", severity=Severity.WARN, title="Title", message="it is",
+        limit=0.5, relation="<=", limit_source=source,
+    )  # fmt: skip
+    written = diagnostic(finding)
+    assert (written["source"], written["origin"]) == (source, origin)
