@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode
 from torch.utils.checkpoint import checkpoint
 
@@ -368,3 +368,29 @@ def test_a_loss_that_the_states_cannot_reach_is_an_error(detach):
         "the loss does not depend on the states of l0: the model detaches them, or its output or "
         "the loss does not use them"
     )
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_call_that_no_gradient_reaches_adds_nothing(kind: type[nn.RNNBase]) -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = kind(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, state = self.rnn(x[:5])
+            self.rnn(x[5:], state)
+            return y
+
+    model = Unused()
+    with recorded(model) as recordings:
+        y = model(torch.randn(9, 2, 3))
+    (site,) = recordings.gradients(y.sum())
+    found = site.measured
+    assert site.reached
+    for norms in (found.hidden, found.gate, *([] if found.cell is None else [found.cell])):
+        assert norms.shape == (9, 2)
+        assert (norms[:5] > 0).all()
+        assert (norms[5:] == 0).all()
+    assert (found.cell is None) == (kind is nn.GRU)
+    assert found.state.isnan().tolist() == [[False] * 2] * 5 + [[True] * 2] * 4
