@@ -3,13 +3,14 @@
 Shapes: B sample.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import xarray as xr
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from probes.base import Batch, Progress, Subject, call, silent, variable
 from probes.errors import AnalyzerError, NotApplicable
@@ -121,7 +122,29 @@ def _sides(subject: Subject, samples: int) -> tuple[_Set, _Set]:
     # Where the batches were made smaller for lack of memory, so are those of the other side.
     size = max(subject.batch_size(Batch.of(item)) for item in subject.batches)
     trained, held = (_chosen(side, samples, size) for side in sides)
+    if _same(trained.batches, held.batches):
+        raise NotApplicable(
+            "the data held out are the very samples that the model was trained on: there is no gap "
+            "to measure between them"
+        )
     return trained, held
+
+
+def _same(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
+    """Whether two lists of batches have the same inputs and targets."""
+    leaves = [
+        tree_leaves([(batch.inputs, batch.targets) for batch in batches])
+        for batches in (one, other)
+    ]
+    return len(leaves[0]) == len(leaves[1]) and all(map(_equal, *leaves))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two leaves of batches are the same."""
+    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
+        return str(one) == str(other)
+    alike = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+    return alike and torch.equal(one, other)
 
 
 def _chosen(side: Subject, samples: int, size: int) -> _Set:

@@ -189,6 +189,21 @@ def test_what_is_missing_is_said(changes: dict[str, Any], message: str) -> None:
     assert str(raised.value) == message
 
 
+def test_the_same_samples_on_both_sides_are_no_gap() -> None:
+    x, y = split()[0]
+    with pytest.raises(NotApplicable) as raised:
+        Generalization()(small(trained_on=[(x, y)], held_out=[(x.clone(), y.clone())]))
+    assert str(raised.value) == (
+        "the data held out are the very samples that the model was trained on: there is no gap to "
+        "measure between them"
+    )
+    other = y.clone()
+    other[0] = (other[0] + 1) % 2
+    for held_out in ([(x + 1e-6, y)], [(x, other)], [(x[1:], y[1:])]):
+        found = Generalization()(small(trained_on=[(x, y)], held_out=held_out))
+        assert set(found["side"].to_numpy()) == {TRAINED, HELD_OUT}
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(AnalyzerError) as raised:
         Generalization(samples=1)(small())
