@@ -7,6 +7,7 @@ Shapes: as in :mod:`probes.recurrent.backward.cells`; V scalar that is different
 there are several.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -84,6 +85,14 @@ class Factor(NamedTuple):
         if self.right is None:
             return self.left.sum((0, 1))
         return self.left.flatten(0, 1).t() @ self.right.flatten(0, 1)
+
+
+def bundled(factors: Iterable[Factor]) -> list[list[Factor]]:
+    """Put together the weights whose products have the left factor in common."""
+    bundles: dict[int, list[Factor]] = {}
+    for factor in factors:
+        bundles.setdefault(factor.left.data_ptr(), []).append(factor)
+    return [*bundles.values()]
 
 
 @dataclass(frozen=True, eq=False)

@@ -137,18 +137,12 @@ class Reach(NamedTuple):
     state: Tensor
     """Frobenius norm by the hidden and cell state of every layer, shape (K, L, B)."""
     input: Tensor
-    """Frobenius norm by the input of the first layer, shape (K, B); nan where not wanted."""
+    """Frobenius norm by the input of the first layer, shape (K, B)."""
     spectral: dict[int, Tensor]
     """Lag -> spectral norm by the state of all layers together, (B,); of the lags asked for."""
 
 
-def reach(
-    layers: Sequence[Linearized],
-    rows: Tensor,
-    spectral: Collection[int] = (),
-    *,
-    inputs: bool = True,
-) -> Reach:
+def reach(layers: Sequence[Linearized], rows: Tensor, spectral: Collection[int] = ()) -> Reach:
     """Follow rows of the final hidden state back over all lags.
 
     Parameters
@@ -159,8 +153,6 @@ def reach(
         Left factors of the Jacobian: :func:`all_rows`, or :func:`random_rows` for an estimate.
     spectral : collection of int
         Lags at which the spectral norm is wanted too; it is that of ``rows @ Jacobian``.
-    inputs : bool
-        Whether the norms by the input are wanted, which cost as much as those by the state.
 
     References
     ----------
@@ -173,17 +165,17 @@ def reach(
     cells = any(state.cell is not None for state in states)
     # Norms of the rows as they are kept, divided by the sizes of all lags before.
     state_KLNB = rows.new_zeros(count, len(layers), 1 + cells, len(rows), dtype=torch.float64)
-    input_KB = torch.full_like(state_KLNB[:, 0, 0], torch.nan)
+    input_KB = torch.empty_like(state_KLNB[:, 0, 0])
     largest = {}
     for lag in range(count):
-        states, earlier, x_BVI = step_back(layers, lag, states, inputs=inputs)
+        states, earlier, x_BVI = step_back(layers, lag, states, inputs=True)
+        assert x_BVI is not None
         norms_LNB = state_KLNB[lag]
         for own_NB, state in zip(norms_LNB, states, strict=True):
             for norm_B, part in zip(own_NB, state, strict=False):
                 if part is not None:
                     _length(part, norm_B)
-        if x_BVI is not None:
-            _length(x_BVI, input_KB[lag])
+        _length(x_BVI, input_KB[lag])
         if lag in spectral:
             largest[lag] = _spectral_norm(states).log()
         states = _divided(earlier, sized(torch.linalg.vector_norm(norms_LNB, dim=(0, 1))))

@@ -14,7 +14,7 @@ from torch import Tensor
 from probes.base import Batch, Progress, Subject, call
 from probes.loss.objective import sample_losses
 from probes.model.taps import differentiable_recurrence, untouched
-from probes.recurrent.backward.bptt import Factor
+from probes.recurrent.backward.bptt import Factor, bundled
 from probes.recurrent.backward.record import Site, StateGradients
 from probes.recurrent.shares.halves import Terms
 from probes.recurrent.watching.naming import parameter_name
@@ -76,11 +76,9 @@ class Collected:
         return next(parts[site] for parts in self.parts if site in parts)
 
     def bundles(self, site: Site) -> list[list[str]]:
-        """Put together the weights whose products have the left factor in common."""
-        found: dict[int, list[str]] = {}
-        for name, factor in self.known(site).factors.items():
-            found.setdefault(factor.left.data_ptr(), []).append(name)
-        return [*found.values()]
+        """Name the weights whose products have the left factor in common, together."""
+        together = bundled(self.known(site).factors.values())
+        return [[factor.weight for factor in bundle] for bundle in together]
 
     def lengths(self, site: Site) -> Tensor:
         """Count the timesteps of each sample in one layer: (N,)."""

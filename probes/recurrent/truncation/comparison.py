@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from probes.recurrent.backward.bptt import Factor
+from probes.recurrent.backward.bptt import Factor, bundled
 
 SKETCH = 64
 """Rows and columns that the gradient of a group by one weight is projected onto."""
@@ -90,7 +90,7 @@ class Gradients:
         if key not in self.layers:
             self.layers.append(key)
         total, parts = self._total.setdefault(key, {}), []
-        for bundle in _bundles(factors):
+        for bundle in bundled(factors):
             left = bundle[0].left
             ones = left.new_ones(*left.shape[:2], 1)
             rights = [ones if factor.right is None else factor.right for factor in bundle]
@@ -212,14 +212,6 @@ def _numbers(products: Tensor) -> tuple[Tensor, Tensor]:
     lost, mixed, whole = products.unbind(-1)
     kept = (whole - 2 * mixed + lost).clamp_min(0)
     return (whole - mixed) / (kept * whole).sqrt(), (lost.clamp_min(0) / whole).sqrt()
-
-
-def _bundles(factors: tuple[Factor, ...]) -> list[list[Factor]]:
-    """Put together the weights whose products have the left factor in common."""
-    bundles: dict[int, list[Factor]] = {}
-    for factor in factors:
-        bundles.setdefault(factor.left.data_ptr(), []).append(factor)
-    return [*bundles.values()]
 
 
 def _grouped(values_TBF: Tensor, groups: int) -> Tensor:
