@@ -57,7 +57,7 @@ def replayed(
     c_BH, errors, sizes = past.c0, [], []
     for span in spans:
         part = Past(past.x[span], past.before[span], past.hidden[span], c_BH)
-        gates = _replay(kind, weights, part, len(spans))
+        gates = gates_of(kind, weights, part, len(spans))
         c_BH = None if gates.cell is None else gates.cell[-1]
         valid = None if valid_TB1 is None else valid_TB1[span][:: gates.every]
         errors.append(_error(gates, part.hidden, valid))
@@ -96,8 +96,8 @@ def _put(whole: _Whole, values: Mapping[str, Tensor | None], span: slice, timest
         whole[name][span] = value
 
 
-def _replay(kind: str, weights: Weights, past: Past, parts: int) -> Gates:
-    """Compute the gates of a block, which is one of ``parts``."""
+def gates_of(kind: str, weights: Weights, past: Past, parts: int = 1) -> Gates:
+    """Compute the gates of a block, which is one of ``parts`` of a sequence."""
     if kind == "lstm":
         assert past.c0 is not None
         return lstm_gates(past.x, past.before, past.c0, weights)

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from probes.recurrent.backward.cells import Gates, Weights, gru_gates, lstm_gates, rnn_gates
+from probes.recurrent.backward.bptt import Past
+from probes.recurrent.backward.cells import Gates, Weights
 from probes.recurrent.backward.record import Site
+from probes.recurrent.backward.replay import gates_of
 
 
 class Replay(NamedTuple):
@@ -121,13 +123,8 @@ class Reading:
         self, x: Tensor, before: Tensor, hidden: Tensor, valid: Tensor, cells: Sequence[Tensor]
     ) -> Replay:
         """Replay timesteps whose states follow from each other."""
-        if self.site.kind == "lstm":
-            gates = lstm_gates(x, before, cells[0], self.weights)
-        elif self.site.kind == "gru":
-            gates = gru_gates(x, before, self.weights)
-        else:
-            relu = self.site.kind == "rnn_relu"
-            gates = rnn_gates(x, before, hidden, self.weights, relu=relu)
+        c0_BH = cells[0] if cells else None
+        gates = gates_of(self.site.kind, self.weights, Past(x, before, hidden, c0_BH))
         residual = _residual(gates, hidden, valid)
         return Replay(gates.activations, gates.slopes, gates.through, residual)
 
