@@ -87,6 +87,12 @@ def final_outputs(subject: Subject, outputs: Any, batch: Batch) -> Tensor:
     return output[torch.arange(layout.samples, device=output.device), last_index(valid_BT)]
 
 
+def final_results(subject: Subject, outputs: Any, batch: Batch) -> Tensor:
+    """Losses (B,) or, where there is no loss, outputs (B, ...) of the last position; detached."""
+    found = final_outputs if subject.loss is None else final_losses
+    return found(subject, outputs, batch).detach()
+
+
 def with_own_targets(subject: Subject, outputs: Any, batch: Batch) -> Batch:
     """Fix the model's own choice as the targets that a classifying loss lacks."""
     named = None if subject.loss is None else _named(subject.loss)

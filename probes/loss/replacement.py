@@ -5,36 +5,16 @@ Shapes: B sample, W set of inputs that are replaced, T timestep.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from probes.base import Batch, Inputs, Subject, call
+from probes.base import Batch, Subject
 from probes.errors import NotApplicable
 from probes.loss import objective
-from probes.samples.timeline import Sample, Sequences, donated, samples, spliced, time_axis
-
-
-class Run(Protocol):
-    """How a model is run on inputs."""
-
-    def __call__(self, inputs: Inputs, *, like: Hashable = None, keep: Hashable = None) -> Any:
-        """Return what the model does of ``inputs``.
-
-        They may begin like those of the run named ``like``; what is known of this one may be kept
-        by the name ``keep``.
-        """
-
-
-@dataclass(frozen=True)
-class _Plain:
-    """Run the model as it is."""
-
-    subject: Subject
-
-    def __call__(self, inputs: Inputs, *, like: Hashable = None, keep: Hashable = None) -> Any:
-        return call(self.subject.model, inputs)
+from probes.loss.rest import Run, Unlike, since, usable_starts
+from probes.samples.timeline import Sample, Sequences, samples, spliced, time_axis
 
 
 @dataclass(frozen=True)
@@ -60,6 +40,8 @@ class Replacement:
         Runs the model.
     results : list of Tensor
         For each batch the intact losses, or final outputs where there is no loss.
+    starts : list of list of int
+        For each batch the timesteps from which on it can be run alone, in order.
     """
 
     subject: Subject
@@ -69,12 +51,11 @@ class Replacement:
     draws: int
     run: Run
     results: list[Tensor]
+    starts: list[list[int]]
 
     @classmethod
-    def of(cls, subject: Subject, draws: int, limit: int, run: Run | None = None) -> "Replacement":
+    def of(cls, subject: Subject, draws: int, limit: int, run: Run) -> "Replacement":
         """Take the audit set apart: the first batches that hold ``limit`` samples.
-
-        Without ``run`` every run is a plain one.
 
         Raises
         ------
@@ -97,8 +78,7 @@ class Replacement:
         if max(sample.length for sample in pool) < 2:
             raise NotApplicable("the inputs have one timestep: there is nothing older to replace")
         donor_B = donors_of(len(pool), subject.generator())
-        run = run or _Plain(subject)
-        return cls(subject, sequences, pool, donor_B, draws, run, [])
+        return cls(subject, sequences, pool, donor_B, draws, run, [], [])
 
     @property
     def timesteps(self) -> int:
@@ -112,21 +92,20 @@ class Replacement:
 
     def intact(self) -> "Replacement":
         """Run the intact sequences; the model's own choices become targets that are missing."""
-        sequences, results = [], []
+        subject = self.subject
+        sequences, results, starts = [], [], []
         for index, own in enumerate(self.sequences):
-            batch = own.batch.to(self.subject.device, self.subject.dtype)
+            batch, name = own.batch.to(subject.device, subject.dtype), ("intact", index)
             with torch.no_grad():
-                outputs = self.run(batch.inputs, keep=("intact", index))
-            batch = objective.with_own_targets(self.subject, outputs, batch)
-            results.append(self._result(outputs, batch))
+                outputs = self.run(batch.inputs, keep=name)
+                batch = objective.with_own_targets(subject, outputs, batch)
+                there = replace(own, batch=batch)
+                starts.append(usable_starts(subject, self.run, name, there, outputs))
+            if starts[-1]:
+                self.run.release(name)
+            results.append(objective.final_results(subject, outputs, batch))
             sequences.append(replace(own, batch=replace(own.batch, targets=batch.targets)))
-        return replace(self, sequences=sequences, results=results)
-
-    def _result(self, outputs: Any, batch: Batch) -> Tensor:
-        """Losses (B,) or, where there is no loss, outputs (B, ...) of the last position."""
-        if self.subject.loss is None:
-            return objective.final_outputs(self.subject, outputs, batch).detach()
-        return objective.final_losses(self.subject, outputs, batch).detach()
+        return replace(self, sequences=sequences, results=results, starts=starts)
 
     def losses(self) -> Tensor:
         """Intact loss of the last position of every sample: (B,); 0 where there is no loss."""
@@ -162,22 +141,54 @@ class Replacement:
         longest = int(own.lengths.max())
         for draw in range(self.draws):
             donor_B = self.donor[donor_B]
-            others = donated(own, [self.pool[donor] for donor in donor_B[rows].tolist()])
+            donors = [self.pool[donor] for donor in donor_B[rows].tolist()]
             for column, replaced in enumerate(lags):
                 if not replaced or replaced.start >= longest:
                     continue
-                inputs = spliced(own, others, replaced.start, replaced.stop)
-                begin = ("donor", draw, index) if replaced.stop >= longest else ("intact", index)
-                keep = begin if replaced.stop - replaced.start >= longest else None
-                total_BW[:, column] += self._excess(index, inputs, begin, keep)
+                begin: Hashable = ("intact", index)
+                known = longest - replaced.stop
+                if replaced.stop >= longest:
+                    begin, known = ("donor", draw, index), longest - replaced.start
+                total_BW[:, column] += self._excess(index, donors, replaced, begin, known)
         return total_BW / self.draws
 
-    def _excess(self, index: int, inputs: Inputs, like: Hashable, keep: Hashable) -> Tensor:
-        """Excess loss of one batch with other inputs: (B,)."""
-        own, subject = self.sequences[index].batch, self.subject
-        batch = replace(own, inputs=inputs).to(subject.device, subject.dtype)
+    def _excess(
+        self, index: int, donors: Sequence[Sample], lags: range, begin: Hashable, known: int
+    ) -> Tensor:
+        """Excess loss of one batch, whose first ``known`` timesteps are those of a run: (B,)."""
+        if known >= int(self.sequences[index].lengths.max()):
+            change = self._changed(index, donors, lags, keep=begin)
+            if self.starts[index]:
+                self.run.release(begin)
+            return change
+        start = max((start for start in self.starts[index] if start <= known), default=0)
+        if start and start in self.run.starts(begin):
+            try:
+                return self._changed(index, donors, lags, like=begin, start=start)
+            except Unlike:
+                pass  # what the model does depends on the data: all of it is run
+        return self._changed(index, donors, lags, like=begin)
+
+    def _changed(
+        self,
+        index: int,
+        donors: Sequence[Sample],
+        lags: range,
+        *,
+        like: Hashable = None,
+        keep: Hashable = None,
+        start: int = 0,
+    ) -> Tensor:
+        """Excess loss of one batch by one run, from a timestep on: (B,)."""
+        subject, own = self.subject, since(self.subject, self.sequences[index], start)
+        inputs = spliced(own, donors, lags.start, lags.stop)
+        batch = replace(own.batch, inputs=inputs).to(subject.device, subject.dtype)
         with torch.no_grad():
-            result = self._result(self.run(batch.inputs, like=like, keep=keep), batch)
+            if start:
+                outputs = self.run.rest(batch.inputs, like=like, start=start)
+            else:
+                outputs = self.run(batch.inputs, like=like, keep=keep)
+            result = objective.final_results(subject, outputs, batch)
         change = (result - self.results[index]).double()
         if subject.loss is None:
             # Of an output that is one number for each timestep, one for each sample is left.

@@ -3,7 +3,7 @@
 Shapes: B sample, T position in time.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from probes.base import Batch, Subject, first_tensor
 from probes.errors import AnalyzerError
+from probes.structure import mapped
 
 
 class Layout(NamedTuple):
@@ -65,6 +66,21 @@ class Layout(NamedTuple):
     def has_time(self, first: Tensor) -> bool:
         """Whether batch-first values have positions: two axes more, or the inputs' time axis."""
         return first.dim() > 2 or (first.dim() == 2 and first.shape[1] == self.timesteps)
+
+    def since(self, values: Any, start: int) -> Any:
+        """Leave out the first positions of what has the inputs' time axis."""
+
+        def cut(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or leaf.dim() < 2:
+                return leaf
+            first = self.batch_first(leaf)
+            at = self.time_dim(first)
+            if first.shape[at] != self.timesteps:
+                return leaf
+            rest = first.narrow(at, start, self.timesteps - start)
+            return rest.movedim(0, self.batch_dim(leaf)).contiguous()
+
+        return mapped(values, cut)
 
     def valid(self, values_BT: Tensor) -> Tensor:
         """Which positions are no padding, as 0 and 1 of the type of ``values_BT``: (B, T)."""

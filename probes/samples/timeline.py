@@ -236,35 +236,30 @@ def samples(sequences: Sequences) -> list[Sample]:
     ]
 
 
-def donated(sequences: Sequences, donors: Sequence[Sample]) -> list[Tensor]:
-    """Line up the donors with the ends of the sequences they are to replace: each (B, T, ...).
-
-    A donor shorter than its sequence is repeated towards the past.
-    """
-    steps_T = torch.arange(sequences.tensors()[0].shape[1])
-    columns: list[list[Tensor]] = []
-    for donor, length in zip(donors, sequences.lengths.tolist(), strict=True):
-        source_T = (steps_T - length + donor.length) % donor.length
-        columns.append([tensor[source_T.to(tensor.device)] for tensor in donor.tensors])
-    return [torch.stack(column) for column in zip(*columns, strict=True)]
-
-
 def spliced(
-    sequences: Sequences, donated: Sequence[Tensor], kept: int, until: int | None = None
+    sequences: Sequences, donors: Sequence[Sample], kept: int, until: int | None = None
 ) -> Inputs:
     """Keep the last ``kept`` valid timesteps of each sample; older ones come from its donor.
 
-    With ``until``, those from the lag ``until`` on are the sample's own again.
+    The donors are lined up with the ends of the sequences; one that is shorter is repeated towards
+    the past. With ``until``, timesteps from the lag ``until`` on are the sample's own again.
     """
-    steps_T = torch.arange(donated[0].shape[1])
-    old_BT = steps_T < sequences.lengths[:, None] - kept
-    if until is not None:
-        old_BT &= steps_T >= sequences.lengths[:, None] - until
-    tensors = []
-    for own, other in zip(sequences.tensors(), donated, strict=True):
-        old = old_BT.to(own.device).reshape(old_BT.shape + (1,) * (own.dim() - 2))
-        tensors.append(torch.where(old, other, own))
+    tensors = [tensor.clone() for tensor in sequences.tensors()]
+    for row, (donor, length) in enumerate(zip(donors, sequences.lengths.tolist(), strict=True)):
+        first, stop = 0 if until is None else max(0, length - until), max(0, length - kept)
+        if first == stop:
+            continue
+        ahead = donor.length - length
+        for values, other in zip(tensors, donor.tensors, strict=True):
+            values[row, first:stop] = _repeated(other, donor.length, first + ahead, stop + ahead)
     return sequences.replaced(tensors)
+
+
+def _repeated(values: Tensor, period: int, first: int, stop: int) -> Tensor:
+    """Cut timesteps out of a sequence that is repeated towards the past."""
+    if first >= 0:
+        return values[first:stop]
+    return values[(torch.arange(first, stop) % period).to(values.device)]
 
 
 def by_lag(sequences: Sequences, values: Tensor) -> Tensor | None:

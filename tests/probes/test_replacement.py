@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from probes.base import Batch, Subject
 from probes.errors import NotApplicable
 from probes.loss.replacement import Replacement, donors_of, grid
+from probes.recurrent.watching.resumption import Resumption
 
 
 class Weighed(nn.Module):
@@ -26,12 +27,16 @@ def subject(*batches: Tensor | Batch, loss: str | None = None, each: bool = Fals
     return Subject(Weighed(each), batches, loss, time_axis=1)
 
 
+def replacement(subject: Subject, draws: int, limit: int) -> Replacement:
+    return Replacement.of(subject, draws, limit, Resumption(subject.model))
+
+
 PAIRS = [torch.randn(2, 4) for _ in range(3)]
 
 
 @pytest.mark.parametrize(("limit", "taken"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 6), (100, 6)])
 def test_whole_batches_are_taken_until_there_are_enough(limit: int, taken: int) -> None:
-    found = Replacement.of(subject(*PAIRS), 1, limit)
+    found = replacement(subject(*PAIRS), 1, limit)
     assert len(found.pool) == len(found.donor) == taken
     assert len(found.subject.batches) == len(found.sequences) == taken // 2
     assert found.subject.time_axis == 1
@@ -39,13 +44,13 @@ def test_whole_batches_are_taken_until_there_are_enough(limit: int, taken: int) 
 
 def test_batches_count_with_the_samples_that_they_have() -> None:
     batches = [torch.randn(count, 4) for count in (1, 3, 2)]
-    taken = [len(Replacement.of(subject(*batches), 1, limit).pool) for limit in (2, 3, 4, 5)]
+    taken = [len(replacement(subject(*batches), 1, limit).pool) for limit in (2, 3, 4, 5)]
     assert taken == [4, 4, 4, 6]
 
 
 def test_one_sample_has_no_donor() -> None:
     with pytest.raises(NotApplicable) as raised:
-        Replacement.of(subject(torch.randn(1, 4)), 1, 9)
+        replacement(subject(torch.randn(1, 4)), 1, 9)
     assert str(raised.value) == (
         "the audit set is one sample: there is no other to replace it with"
     )
@@ -53,10 +58,10 @@ def test_one_sample_has_no_donor() -> None:
 
 def test_one_timestep_has_nothing_older() -> None:
     with pytest.raises(NotApplicable) as raised:
-        Replacement.of(subject(torch.randn(3, 1)), 1, 9)
+        replacement(subject(torch.randn(3, 1)), 1, 9)
     assert str(raised.value) == "the inputs have one timestep: there is nothing older to replace"
     ragged = Batch(torch.randn(2, 3), None, torch.tensor([1, 2]))
-    assert Replacement.of(subject(ragged), 1, 9).timesteps == 2
+    assert replacement(subject(ragged), 1, 9).timesteps == 2
 
 
 @pytest.mark.parametrize("count", [2, 3, 17])
@@ -89,7 +94,7 @@ def test_excess_is_the_mean_over_donors(loss: str | None, draws: int, each: bool
     x, targets = torch.cat(PAIRS), torch.randn(6, 2)
     shown = targets[:, None].expand(-1, 4, -1) if each else targets
     batches = [Batch(x[at : at + 2], shown[at : at + 2] if loss else None) for at in (0, 2, 4)]
-    found = Replacement.of(subject(*batches, loss=loss, each=each), draws, 9).intact()
+    found = replacement(subject(*batches, loss=loss, each=each), draws, 9).intact()
     lags = [range(0, 2), range(1, 9), range(3, 3), range(4, 9)]
     donors = [found.donor, found.donor[found.donor]][:draws]
     for column, replaced in enumerate(lags):
@@ -113,7 +118,7 @@ def test_excess_is_the_mean_over_donors(loss: str | None, draws: int, each: bool
 def test_the_oldest_input_of_the_longest_sequence_can_be_replaced() -> None:
     x = torch.tensor([[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]])
     batch = Batch(x, None, torch.tensor([2, 3]))
-    found = Replacement.of(subject(batch, each=True), 1, 9).intact()
+    found = replacement(subject(batch, each=True), 1, 9).intact()
     assert found.timesteps == 3
     assert found.lengths.tolist() == [2, 3]
     excess = found.excess([range(2, 3), range(3, 9)])

@@ -19,7 +19,7 @@ from probes.recurrent.states.features import Draw, Features, last_states, read
 from probes.recurrent.watching.bypass import Layers, Substitute
 from probes.samples.layout import Layout
 from probes.samples.selection import pieces, spread
-from probes.samples.timeline import Sequences, donated, samples, spliced
+from probes.samples.timeline import Sequences, samples, spliced
 
 
 class Piece(NamedTuple):
@@ -186,12 +186,12 @@ def reach(
     found, start = [], 0
     for own in sequences:
         count = len(own.lengths)
-        others = donated(own, [pool[donor] for donor in donor_N[start : start + count]])
+        donors = [pool[donor] for donor in donor_N[start : start + count]]
         start += count
         intact = _last(subject, own.batch, layers, count)
         changes_LKB = torch.full((len(layers), len(kept), count), torch.nan, dtype=torch.float64)
         for place, number in enumerate(kept):
-            replaced = replace(own.batch, inputs=spliced(own, others, number))
+            replaced = replace(own.batch, inputs=spliced(own, donors, number))
             now = _last(subject, replaced, layers, count)
             for row, label in enumerate(layers):
                 if label in now and label in intact:

@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from probes.base import Subject, call
 from probes.lag_profile import LagProfile
+from probes.loss.rest import Unlike
 from probes.memory_horizon import MemoryHorizon
 from probes.recurrent.watching import resumption
 from probes.recurrent.watching.interception import FusedCall
@@ -66,18 +67,23 @@ def changed_from(x: Tensor, at: int) -> Tensor:
 def test_what_begins_alike_goes_on_from_there(case: str, careless: bool, computed) -> None:
     model = Tagger(CASES[case](), careless=careless).double().eval()
     run, x = Resumption(model), torch.randn(4, TIMESTEPS, 3, dtype=torch.float64)
+    layers = model.rnn.num_layers
     with torch.no_grad():
         assert torch.allclose(run(x, keep="first"), model(x), rtol=0, atol=1e-13)
-        # 70 timesteps are cut into parts of 4.
-        assert computed == ([4] * 17 + [2]) * model.rnn.num_layers
+        parts = computed[: len(computed) // layers]
+        assert computed == parts * layers
+        assert sum(parts) == TIMESTEPS
+        # Parts of equal length, and shorter ones towards the end.
+        assert parts == [2] * 27 + [1] * 16
+        known = {sum(parts[:count]) for count in range(len(parts) + 1)}
         for at in (0, 1, 7, 33, 69, 70):
             other = changed_from(x, at)
             computed.clear()
             found = run(other, like="first")
             # The convolution reads one timestep ahead.
-            known = (TIMESTEPS if at == TIMESTEPS else max(at - 1, 0)) // 4 * 4
-            whole = [TIMESTEPS - known] * model.rnn.num_layers
-            assert computed == (whole if known < 68 else [2] * model.rnn.num_layers)
+            last = TIMESTEPS if at == TIMESTEPS else max(at - 1, 0)
+            left = TIMESTEPS - max(count for count in known if count <= last)
+            assert computed == ([left] * layers if left else [])
             assert torch.allclose(found, model(other), rtol=0, atol=1e-13)
 
 
@@ -176,8 +182,8 @@ def test_dropout_between_layers_is_left_to_torch(computed) -> None:
 
 def test_memory_is_limited(computed, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = nn.GRU(3, 5), torch.randn(64, 2, 3)
-    # Input, output, and 16 states of 2 samples.
-    bytes_ = 4 * 2 * (64 * 3 + 64 * 5 + 16 * 5)
+    # Input, output, and 40 states of 2 samples.
+    bytes_ = 4 * 2 * (64 * 3 + 64 * 5 + 40 * 5)
     for room, again in ((bytes_ - 1, [64]), (bytes_, [])):
         monkeypatch.setattr(resumption, "BYTES", room)
         run = Resumption(model)
@@ -191,6 +197,47 @@ def test_memory_is_limited(computed, monkeypatch: pytest.MonkeyPatch) -> None:
         computed.clear()
         run(x + 1, like="second")
     assert computed == [64]
+
+
+class Beside(nn.Module):
+    """A recurrent layer that can be cut, and something beside it."""
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self.rnn, self.other = nn.GRU(3, 5), other
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.rnn(x)[0].sum()
+        z = self.other(x if isinstance(self.other, nn.RNNBase) else x[-1])[0]
+        return y + z.sum()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [nn.GRU(3, 5, bidirectional=True), nn.GRU(3, 5, 2, dropout=0.5), nn.LSTMCell(3, 5)],
+    ids=["both directions", "dropout", "cell"],
+)
+def test_a_rest_is_not_run_where_not_all_states_are_known(other: nn.Module) -> None:
+    model, x = Beside(other), torch.randn(40, 2, 3)
+    run = Resumption(model)
+    with torch.no_grad():
+        run(x, keep="first")
+        assert run.starts("first")
+        with pytest.raises(Unlike):
+            run.rest(x[20:], like="first", start=20)
+
+
+def test_a_rest_is_of_the_length_that_is_left() -> None:
+    model, x = nn.RNN(3, 5), torch.randn(40, 2, 3)
+    run = Resumption(model)
+    with torch.no_grad():
+        y, h = run(x, keep="first")
+        rest, end = run.rest(x[20:], like="first", start=20)
+        assert torch.allclose(rest, y[20:], rtol=0, atol=1e-6)
+        assert torch.allclose(end, h, rtol=0, atol=1e-6)
+        for wrong in (x, x[21:]):
+            with pytest.raises(Unlike):
+                run.rest(wrong, like="first", start=20)
 
 
 @pytest.mark.parametrize("probe", [MemoryHorizon, LagProfile])
