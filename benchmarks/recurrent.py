@@ -14,14 +14,17 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from benchmarks.timing import BARE, Function, Row, compare, installed
 from probes import probe_class
 from probes.base import Batch, Subject, silent
+from probes.loss.replacement import Replacement, grid
 from probes.recurrent.reach.jacobian import linearized, random_rows, reach
 from probes.recurrent.shares.collected import collect
 from probes.recurrent.shares.outer import inner
 from probes.recurrent.watching.interception import Interception, LayerCall
+from probes.recurrent.watching.resumption import Resumption
 from probes.recurrent.watching.split import recorded
 from probes.recurrent.watching.watch import read
 
 CLASSES = 10
+LENGTHS = 9
 
 
 class Tagger(nn.Module):
@@ -111,6 +114,15 @@ class Case:
         rows = random_rows(samples, 8, layers[-1].slopes, units, self.subject.generator())
         return lambda: reach(layers, rows)
 
+    def lengths_kept(self) -> Function:
+        """Excess loss for some lengths kept, given the whole runs of samples and donors."""
+        run = Resumption(self.model)
+        intact = Replacement.of(self.subject, 1, len(self.x), run).intact()
+        intact.excess([range(intact.timesteps)])
+        kept = grid(intact.timesteps, LENGTHS + 2)[1:-1]
+        lags = [range(length, intact.timesteps) for length in kept]
+        return lambda: intact.excess(lags)
+
     def unrolled(self) -> None:
         """Norms of all state gradients by autograd on a loop, the input's product taken at once."""
         self._norms(self._loop(indexed=False))
@@ -141,9 +153,9 @@ class Case:
                 i, f, g, o = gates.chunk(4, 1)
                 c = f.sigmoid() * c + i.sigmoid() * g.tanh()
                 h = o.sigmoid() * c.tanh()
-                c.retain_grad()
-                h.retain_grad()
-                self._states += [h, c]
+                for values in (gates, c, h):
+                    values.retain_grad()
+                    self._states.append(values)
                 outputs.append(h)
             below_TBH = torch.stack(outputs)
         outputs_BCT: Tensor = self.model.head(below_TBH).permute(1, 2, 0)
@@ -218,12 +230,14 @@ FORWARD = "forward (no graph)"
 NORMS = "norms by timestep"
 MAP = "weights by timestep"
 PROFILE = "norms by lag"
+KEPT = f"{LENGTHS} lengths kept"
 NOTES = {name: note for name, (_, note) in PROBES.items()} | {
     "forward, layer by layer": "what telling the layers apart costs",
-    NORMS: "of one loss: h and c, every layer, timestep and sample",
+    NORMS: "of one loss: h, c and gates, every layer, timestep and sample",
     MAP: "gradients of all weights; norm and cosine of every timestep's part",
     PROFILE: "up to 400 lags, 8 combinations of rows, 32 samples; given the gates",
-    "unrolled autograd": "norms by timestep of one loss, every state's gradient retained",
+    KEPT: "loss with all but the last 1 to T / 2 inputs replaced, given the two whole runs",
+    "unrolled autograd": "norms by timestep of one loss, of states and gates retained",
     "unrolled autograd, two losses": "what timestep_gradient measures",
     "unrolled autograd, xg[t]": "of one loss; each step cut out of the input's product",
     "detached training passes": "one for every truncation length",
@@ -250,6 +264,7 @@ def rows(rounds: int, large: bool) -> list[Row]:
     others: dict[str, Function] = {
         MAP: first.weight_map,
         PROFILE: first.lag_profile(),
+        KEPT: first.lengths_kept(),
         "unrolled autograd": first.unrolled,
         "unrolled autograd, two losses": first.unrolled_twice,
         "detached training passes": first.detached,
@@ -263,7 +278,10 @@ def rows(rounds: int, large: bool) -> list[Row]:
         ("GRU 128, 32 x 400", Case(32, 400, 128, kind=nn.GRU)),
         ("RNN 128, 32 x 400", Case(32, 400, 128, kind=nn.RNN)),
     ):
-        parts = {MAP: case.weight_map, PROFILE: case.lag_profile()}
+        parts = {MAP: case.weight_map, PROFILE: case.lag_profile(), KEPT: case.lengths_kept()}
+        if isinstance(case.model.rnn, nn.LSTM):
+            parts |= {"unrolled autograd": case.unrolled}
+            parts |= {"unrolled autograd, two losses": case.unrolled_twice}
         found += compare(name, _probes(case, every) | parts, rounds, NOTES)
     ragged = Case(32, 400, 128, ragged=True)
     found += compare("LSTM 128, 32 x 100 to 400 packed", _probes(ragged, every[:4]), rounds, NOTES)

@@ -38,9 +38,10 @@ class LagProfile:
     :class:`probes.memory_horizon.MemoryHorizon`.
 
     Costs up to about ``points * donors / 3`` forward and backward passes of the samples (the
-    replacements are forward passes); in recurrent layers in one direction less than half of that,
-    as they resume where the inputs begin like earlier ones. Keeps one copy of the inputs, and what
-    such layers returned in one run of them and one of the donors' in up to 256 MiB.
+    replacements are forward passes). Recurrent layers in one direction resume where the inputs
+    begin like earlier ones; where their states are all that a model remembers, which is tried, it
+    is run on the inputs from there on alone: a fifth of the cost. Keeps one copy of the inputs, and
+    the states in one run of them in up to 256 MiB.
 
     Parameters
     ----------

@@ -18,17 +18,36 @@ from torch import Tensor
 from probes.recurrent.backward.cells import Gates, Weights
 
 
-class Past(NamedTuple):
-    """What one direction of a layer read and returned, in the order in which it reads."""
+@dataclass(frozen=True, eq=False)
+class Past:
+    """What one direction of a layer read and returned, in the order in which it reads.
+
+    Parameters
+    ----------
+    x : Tensor, shape (T, B, I)
+        Inputs.
+    hidden : Tensor, shape (T, B, P)
+        Hidden state after every timestep.
+    h0 : Tensor, shape (B, P)
+        Hidden state before the first timestep.
+    c0 : Tensor, shape (B, H), optional
+        Cell state of an LSTM before the first timestep.
+    """
 
     x: Tensor
-    """Inputs, shape (T, B, I)."""
-    before: Tensor
-    """Hidden state before every timestep, shape (T, B, P)."""
     hidden: Tensor
-    """Hidden state after every timestep, shape (T, B, P)."""
+    h0: Tensor
     c0: Tensor | None = None
-    """Cell state of an LSTM before the first timestep, shape (B, H)."""
+
+    @cached_property
+    def before(self) -> Tensor:
+        """Hidden state before every timestep: (T, B, P)."""
+        return torch.cat([self.h0.unsqueeze(0), self.hidden[:-1]])
+
+    def part(self, span: slice, c0: Tensor | None) -> "Past":
+        """Take some timesteps, before which the cell state is ``c0``."""
+        h0 = self.hidden[span.start - 1] if span.start else self.h0
+        return Past(self.x[span], self.hidden[span], h0, c0)
 
 
 class Adjoint(NamedTuple):

@@ -83,8 +83,8 @@ class Chunks:
             first.weights,
             Past(
                 torch.cat([one.past.x for one in calls]),
-                torch.cat([one.past.before for one in calls]),
                 torch.cat([one.past.hidden for one in calls]),
+                first.past.h0,
                 first.past.c0,
             ),
             Local(*map(_along_time, zip(*(one.local for one in calls), strict=True))),  # type: ignore[arg-type]

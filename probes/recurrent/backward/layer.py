@@ -16,11 +16,11 @@ from probes.recurrent.backward.bptt import Adjoint, Factor, Local, Past, Scan, b
 from probes.recurrent.backward.cells import Weights
 from probes.recurrent.backward.chunks import Change, Chunks
 from probes.recurrent.backward.clock import Clock
-from probes.recurrent.backward.deposit import Norms, factors, norms, trajectory
+from probes.recurrent.backward.deposit import Norms, Order, factors, norms, trajectory
 from probes.recurrent.backward.outside import Arriving, Several, outside, past_of
 from probes.recurrent.backward.record import Measured
 from probes.recurrent.backward.recordings import Recordings
-from probes.recurrent.backward.replay import MANY, Replayed, blocks, replayed
+from probes.recurrent.backward.replay import Backwards, replayed
 
 Fused = Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]
 """``fused(x, (h0, c0) or (h0,))``: output and final states of one layer, by torch."""
@@ -174,15 +174,22 @@ def _whole(inside: _Inside, direction: int, arriving: Arriving) -> Change:
     """Scan one direction over all timesteps, and leave the measurement."""
     plan = inside.plan
     past = past_of(plan.clock, direction, inside.x, inside.y, inside.h0, inside.c0)
+    if plan.recordings.keep == "norms" and not inside.needs_weights:
+        return _in_blocks(inside, direction, arriving, past)
+    assert not arriving.scalars
     weights = plan.weights(inside.flat, direction)
     everything = plan.recordings.keep == "all"
     found = replayed(plan.kind, weights, past, plan.clock, everything=everything)
-    if arriving.scalars:
-        return _several(inside, direction, arriving, past, found)
     arrived = outside(plan.clock, direction, past.hidden, past.c0, arriving)
     adjoint = backpropagate(plan.kind, weights, found.local, *arrived)
     scan = Scan(plan.kind, weights, past.x, past.before, found.local, adjoint)
-    _leave(plan, direction, past, found, [Norms.of(adjoint)], scan)
+    ordered = _order(plan, direction)
+    kept: dict[str, Any] = {}
+    if everything:
+        kept["trajectory"] = trajectory(past, found, scan, ordered)
+    elif plan.recordings.keep == "factors":
+        kept["factors"] = factors(scan, ordered)
+    _leave(plan, direction, past, found.residual, [Norms.of(adjoint)], **kept)
     return Change(
         scan.x_gradient() if inside.needs_x else None,
         adjoint.h0,
@@ -191,23 +198,20 @@ def _whole(inside: _Inside, direction: int, arriving: Arriving) -> Change:
     )
 
 
-def _several(
-    inside: _Inside, direction: int, arriving: Arriving, past: Past, found: Replayed
-) -> Change:
-    """Scan for several scalars at once, block after block, so that little of it is kept."""
-    plan = inside.plan
-    assert plan.recordings.keep == "norms"
-    assert not inside.needs_weights
+def _in_blocks(inside: _Inside, direction: int, arriving: Arriving, past: Past) -> Change:
+    """Scan for one scalar or several, block after block, so that little of it is kept."""
+    plan, count = inside.plan, arriving.scalars or 1
     weights = plan.weights(inside.flat, direction)
     several = Several.of(plan.clock, direction, past, arriving)
     x_TVBI = None
     if inside.needs_x:
         timesteps, samples, features = past.x.shape
-        x_TVBI = past.x.new_empty(timesteps, arriving.scalars, samples, features)
+        x_TVBI = past.x.new_empty(timesteps, count, samples, features)
     parts: list[Norms] = []
     adjoint: Adjoint | None = None
-    for span in blocks(past.before, arriving.scalars * len(weights.w_hh), MANY)[::-1]:
-        local = Local(*(v if v is None else v[span].unsqueeze(1) for v in found.local))  # type: ignore[arg-type]
+    replay = Backwards(plan.kind, weights, past, plan.clock)
+    for span, found in replay:
+        local = Local(*(v if v is None else v.unsqueeze(1) for v in found))  # type: ignore[arg-type]
         hidden, cell = several.block(span)
         if adjoint is not None:
             hidden[-1] += adjoint.h0
@@ -216,11 +220,19 @@ def _several(
         adjoint = backpropagate(plan.kind, weights, local, hidden, cell)
         parts.append(Norms.of(adjoint))
         if x_TVBI is not None:
-            scan = Scan(plan.kind, weights, past.x[span], past.before[span], local, adjoint)
+            scan = Scan(plan.kind, weights, past.x[span], past.hidden[span], local, adjoint)
             x_TVBI[span] = scan.x_gradient()
     assert adjoint is not None
-    _leave(plan, direction, past, found, Norms.joined(parts[::-1]).apart())
-    return Change(x_TVBI, adjoint.h0, adjoint.c0)
+    _leave(plan, direction, past, replay.residual, Norms.joined(parts[::-1]).apart())
+    change = Change(x_TVBI, adjoint.h0, adjoint.c0)
+    return change if arriving.scalars else _of_one(change)
+
+
+def _of_one(change: Change) -> Change:
+    """Drop the axis of the scalars."""
+    x = None if change.x is None else change.x[:, 0]
+    h0, c0 = (None if values is None else values[0] for values in (change.h0, change.c0))
+    return Change(x, h0, c0)
 
 
 def _chunked(inside: _Inside, direction: int, arriving: Arriving) -> Change:
@@ -264,21 +276,26 @@ def _stacked(gradients: Sequence[Tensor | None], like_DBH: Tensor) -> Tensor:
     return torch.stack([zeros if gradient is None else gradient for gradient in gradients], -3)
 
 
-def _leave(
-    plan: Plan,
-    direction: int,
-    past: Past,
-    found: Replayed,
-    sizes: Sequence[Norms],
-    scan: Scan | None = None,
-) -> None:
-    """Deposit the measurement of one direction, in the order of the data and of the samples."""
+def _order(plan: Plan, direction: int) -> Order:
+    """Put values into the order of the data and of the samples."""
 
     def ordered(values: Tensor) -> Tensor:
         # Detached: a recording that held the graph would be held by it in turn, for ever.
         return plan.clock.by_sample(plan.clock.turned(values, direction == 1), 1).detach()
 
-    keep = plan.recordings.keep
+    return ordered
+
+
+def _leave(
+    plan: Plan,
+    direction: int,
+    past: Past,
+    residual: Tensor,
+    sizes: Sequence[Norms],
+    **kept: Any,
+) -> None:
+    """Deposit the measurement of one direction; ``kept`` are further fields of it."""
+    ordered = _order(plan, direction)
     state_TB = ordered(norms(past.hidden)).cpu()
     measured = [
         Measured(
@@ -286,9 +303,8 @@ def _leave(
             None if own.cell is None else ordered(own.cell).cpu(),
             ordered(own.gate).cpu(),
             state_TB,
-            found.residual,
-            trajectory(past, found, scan, ordered) if scan is not None and keep == "all" else None,
-            factors(scan, ordered) if scan is not None and keep == "factors" else (),
+            residual,
+            **kept,
         )
         for own in sizes
     ]

@@ -35,15 +35,16 @@ class Arriving(NamedTuple):
 def past_of(
     clock: Clock, direction: int, x: Tensor, y: Tensor, h0_DBP: Tensor, c0_DBH: Tensor | None
 ) -> Past:
-    """Put what one direction saw into the order in which it reads."""
+    """Put what one direction saw into the order in which it reads, detached."""
+    x, y, h0_DBP = x.detach(), y.detach(), h0_DBP.detach()
     units = h0_DBP.shape[-1]
     own_TBP = clock.padded(y)[..., direction * units : (direction + 1) * units]
     hidden_TBP = clock.turned(own_TBP, direction == 1)
     return Past(
         clock.turned(clock.padded(x), direction == 1),
-        torch.cat([h0_DBP[direction].unsqueeze(0), hidden_TBP[:-1]]),
         hidden_TBP,
-        None if c0_DBH is None else c0_DBH[direction],
+        h0_DBP[direction],
+        None if c0_DBH is None else c0_DBH[direction].detach(),
     )
 
 
@@ -83,7 +84,10 @@ class Several(NamedTuple):
 
     @classmethod
     def of(cls, clock: Clock, direction: int, past: Past, arriving: Arriving) -> "Several":
-        """Pick those of one direction, in the order of reading."""
+        """Pick those of one direction, in the order of reading; one scalar is several as well."""
+        if not arriving.scalars:
+            one = [None if values is None else values.unsqueeze(0) for values in arriving[:3]]
+            arriving = Arriving.of(one, 1)
         units = past.hidden.shape[-1]
         own = slice(direction * units, (direction + 1) * units)
         each = () if arriving.y is None else arriving.y

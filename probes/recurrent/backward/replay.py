@@ -3,7 +3,7 @@
 Shapes: as in :mod:`probes.recurrent.backward.cells`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,9 +13,8 @@ from probes.recurrent.backward.bptt import Local, Past
 from probes.recurrent.backward.cells import Gates, Weights, gru_gates, lstm_gates, rnn_gates
 from probes.recurrent.backward.clock import Clock
 
-FEW, MANY = 2**18, 2**20
-"""Numbers in the gates of a block of timesteps. The few stay in the cache of a processor, where
-there are many elementwise operations; the many are for a scan, which has matrix products."""
+BLOCK = 2**18
+"""Numbers in the gates of a block of timesteps, which stay in the cache of a processor."""
 
 ACCELERATED = 2**23
 """Likewise on an accelerator, where only memory limits them."""
@@ -51,31 +50,86 @@ def replayed(
     everything : bool
         Whether the gates and cell states are wanted too.
     """
-    spans = blocks(past.before, len(weights.w_hh), FEW)
-    valid_TB1 = clock.valid(past.hidden)
+    spans = blocks(past.hidden, len(weights.w_hh))
+    checked = _Checked(clock.valid(past.hidden))
     whole: _Whole = {}
-    c_BH, errors, sizes = past.c0, [], []
+    c_BH = past.c0
     for span in spans:
-        part = Past(past.x[span], past.before[span], past.hidden[span], c_BH)
-        gates = gates_of(kind, weights, part, len(spans))
+        gates = checked.gates(kind, weights, past.part(span, c_BH), span, len(spans))
         c_BH = None if gates.cell is None else gates.cell[-1]
-        valid = None if valid_TB1 is None else valid_TB1[span][:: gates.every]
-        errors.append(_error(gates, part.hidden, valid))
-        sizes.append(torch.linalg.vector_norm(part.hidden, torch.inf))
         values = Local.of(kind, gates, weights)._asdict()
         if everything:
             values |= {"activations": gates.activations, "cell": gates.cell}
         _put(whole, values, span, len(past.hidden))
-    largest = torch.stack(sizes).amax()
-    residual = torch.stack(errors).amax() / largest.clamp_min(torch.finfo(largest.dtype).tiny)
     activations, cell = whole.pop("activations", None), whole.pop("cell", None)
-    return Replayed(Local(**whole), residual.cpu().double(), activations, cell)
+    return Replayed(Local(**whole), checked.residual(), activations, cell)
 
 
-def blocks(like_TBP: Tensor, rows: int, numbers: int) -> list[slice]:
-    """Cut timesteps with ``rows`` numbers for each sample into blocks of up to ``numbers``."""
+class Backwards:
+    """What a layer computed, anew, block after block of timesteps, the last one first.
+
+    Parameters
+    ----------
+    kind, weights, past, clock
+        As of :func:`replayed`.
+
+    Attributes
+    ----------
+    residual : Tensor
+        As of :class:`Replayed`, once all blocks are through.
+    """
+
+    residual: Tensor
+
+    def __init__(self, kind: str, weights: Weights, past: Past, clock: Clock) -> None:
+        self._layer, self._clock = (kind, weights, past), clock
+
+    def __iter__(self) -> Iterator[tuple[slice, Local]]:
+        """Hand over the blocks; an LSTM is replayed first, as its cell states follow forwards."""
+        kind, weights, past = self._layer
+        spans = blocks(past.hidden, len(weights.w_hh))
+        if kind == "lstm":
+            found = replayed(kind, weights, past, self._clock)
+            self.residual = found.residual
+            for span in spans[::-1]:
+                yield span, Local(*(v if v is None else v[span] for v in found.local))  # type: ignore[arg-type]
+            return
+        checked = _Checked(self._clock.valid(past.hidden))
+        for span in spans[::-1]:
+            gates = checked.gates(kind, weights, past.part(span, None), span, len(spans))
+            yield span, Local.of(kind, gates, weights)
+        self.residual = checked.residual()
+
+
+class _Checked:
+    """Gates of blocks, whose hidden states are compared with the real ones."""
+
+    def __init__(self, valid_TB1: Tensor | None) -> None:
+        self._valid_TB1 = valid_TB1
+        self._errors: list[Tensor] = []
+        self._sizes: list[Tensor] = []
+
+    def gates(self, kind: str, weights: Weights, part: Past, span: slice, parts: int) -> Gates:
+        """Compute those of one of ``parts`` blocks."""
+        gates = gates_of(kind, weights, part, parts)
+        valid = None if self._valid_TB1 is None else self._valid_TB1[span][:: gates.every]
+        self._errors.append(_error(gates, part.hidden, valid))
+        self._sizes.append(torch.linalg.vector_norm(part.hidden, torch.inf))
+        return gates
+
+    def residual(self) -> Tensor:
+        """Largest error as a share of the largest hidden state: a scalar."""
+        largest = torch.stack(self._sizes).amax()
+        share = torch.stack(self._errors).amax() / largest.clamp_min(
+            torch.finfo(largest.dtype).tiny
+        )
+        return share.cpu().double()
+
+
+def blocks(like_TBP: Tensor, rows: int) -> list[slice]:
+    """Cut timesteps into blocks, by how many numbers the gates of a sample are."""
     timesteps, samples = like_TBP.shape[:2]
-    numbers = numbers if like_TBP.device.type == "cpu" else ACCELERATED
+    numbers = BLOCK if like_TBP.device.type == "cpu" else ACCELERATED
     size = max(1, numbers // (samples * rows))
     return [slice(start, start + size) for start in range(0, timesteps, size)]
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probes.recurrent.backward.bptt import Past
 from probes.recurrent.backward.chunks import Change, Chunks
 from probes.recurrent.backward.record import Site
 from probes.recurrent.backward.recordings import Chunking, Recordings
@@ -113,8 +112,8 @@ class _Call:
 
     def __init__(self, loop: Loop, place: int) -> None:
         self._loop, self._place = loop, place
-        whole, own = loop.chunks.past, slice(place, place + 1)
-        self.past = Past(whole.x[own], whole.before[own], whole.hidden[own], whole.c0)
+        whole = loop.chunks.past
+        self.past = whole.part(slice(place, place + 1), whole.c0)
 
     def join(
         self, size: int, hidden: Tensor | None, cell: Tensor | None, *, needs_x: bool

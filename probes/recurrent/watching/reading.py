@@ -124,7 +124,7 @@ class Reading:
     ) -> Replay:
         """Replay timesteps whose states follow from each other."""
         c0_BH = cells[0] if cells else None
-        gates = gates_of(self.site.kind, self.weights, Past(x, before, hidden, c0_BH))
+        gates = gates_of(self.site.kind, self.weights, Past(x, hidden, before[0], c0_BH))
         residual = _residual(gates, hidden, valid)
         return Replay(gates.activations, gates.slopes, gates.through, residual)
 

@@ -24,8 +24,7 @@ MODULES = {
 @pytest.fixture(params=[1, 150, 2**20])
 def numbers(request, monkeypatch):
     """Blocks of one timestep, of a few, and one that is all there is."""
-    monkeypatch.setattr(replay, "FEW", request.param)
-    monkeypatch.setattr(layer, "MANY", request.param)
+    monkeypatch.setattr(replay, "BLOCK", request.param)
     return request.param
 
 
@@ -44,13 +43,13 @@ def assert_same(found: tuple[StateGradients, ...], expected: tuple[StateGradient
 def scanned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count how often a layer is replayed."""
     calls: list[int] = []
-    whole = layer.replayed
+    backwards = layer.Backwards
 
-    def counting(*args, **options):
+    def counting(*args):
         calls.append(1)
-        return whole(*args, **options)
+        return backwards(*args)
 
-    monkeypatch.setattr(layer, "replayed", counting)
+    monkeypatch.setattr(layer, "Backwards", counting)
     return calls
 
 
@@ -152,7 +151,7 @@ def test_blocks_give_what_a_whole_sequence_gives(kind, keep, trained, monkeypatc
     x = torch.randn(9, 2, 3, dtype=torch.float64)
 
     def found(numbers: int) -> tuple[StateGradients, ...]:
-        monkeypatch.setattr(replay, "FEW", numbers)
+        monkeypatch.setattr(replay, "BLOCK", numbers)
         with recorded(module, keep=keep) as recordings:
             y = module(x)[0]
         return recordings.gradients(y.sin())
@@ -175,11 +174,14 @@ def factors_of(state: StateGradients) -> list[Tensor | None]:
     return [side for factor in state.measured.factors for side in factor[1:]]
 
 
+@pytest.mark.parametrize("keep", ["norms", "factors"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 @pytest.mark.parametrize("timestep", [0, 3, 7])
-def test_the_residual_is_the_largest_of_all_blocks(timestep, trained, monkeypatch):
-    module = trained("LSTM", 3, 4)
-    monkeypatch.setattr(replay, "FEW", 1)
-    real = replay.lstm_gates
+def test_the_residual_is_the_largest_of_all_blocks(timestep, kind, keep, trained, monkeypatch):
+    module = trained(kind, 3, 4)
+    monkeypatch.setattr(replay, "BLOCK", 1)
+    gates_of = f"{kind.lower()}_gates"
+    real = getattr(replay, gates_of)
     calls: list[int] = []
 
     def wrong_once(*args):
@@ -189,8 +191,8 @@ def test_the_residual_is_the_largest_of_all_blocks(timestep, trained, monkeypatc
             gates.replayed[0, 1, 2] += 0.5
         return gates
 
-    monkeypatch.setattr(replay, "lstm_gates", wrong_once)
-    with recorded(module) as recordings:
+    monkeypatch.setattr(replay, gates_of, wrong_once)
+    with recorded(module, keep=keep) as recordings:
         y = module(torch.randn(8, 2, 3, dtype=torch.float64))[0]
     (found,) = recordings.gradients(y.sum())
     assert len(calls) == 8
