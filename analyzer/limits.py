@@ -82,6 +82,22 @@ class LagProfileLimits:
 
 
 @dataclass(frozen=True)
+class SequenceLengthLimits:
+    """Limits of :mod:`analyzer.rules.sequence_length`."""
+
+    lost: float = _limit(
+        0.05, "ours: the share of what all inputs are worth at which the coarse horizon is read"
+    )
+    shortest: float = _limit(
+        nan, "the user: shortest sequence to be read [timestep]; not judged while unset"
+    )
+    longest: float = _limit(
+        nan, "the user: longest sequence to be read [timestep]; not judged while unset"
+    )
+    min_samples: float = _limit(64, "ours: as of the memory horizon, on whose scale it is")
+
+
+@dataclass(frozen=True)
 class StateReachLimits:
     """Limits of :mod:`analyzer.rules.state_reach`."""
 
@@ -391,6 +407,7 @@ class Limits:
     layers_or_time: LayersOrTimeLimits = field(default_factory=LayersOrTimeLimits)
     memory_horizon: MemoryHorizonLimits = field(default_factory=MemoryHorizonLimits)
     lag_profile: LagProfileLimits = field(default_factory=LagProfileLimits)
+    sequence_length: SequenceLengthLimits = field(default_factory=SequenceLengthLimits)
     state_reach: StateReachLimits = field(default_factory=StateReachLimits)
     receptive_field: ReceptiveFieldLimits = field(default_factory=ReceptiveFieldLimits)
     effective_field: EffectiveFieldLimits = field(default_factory=EffectiveFieldLimits)

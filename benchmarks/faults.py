@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
-from benchmarks.faulty import Echo, Summed, counted, echoes
+from benchmarks.faulty import Echo, Summed, Timed, counted, echoes
 from benchmarks.tasks import (
     SYMBOLS,
+    TIMESTEPS,
     Convolutional,
     Recurrent,
     audited,
@@ -17,6 +18,7 @@ from benchmarks.tasks import (
     perceptron,
     recall,
     recurrent,
+    remembering,
 )
 from probes.base import Subject
 
@@ -120,6 +122,16 @@ def forgetful() -> Subject:
         weight.register_hook(kept.mul)
     fitted(model, lambda: recall(64, delay=3), 500, 0.02)
     return audited(model, recall(300, delay=3))
+
+
+def untold() -> Subject:
+    """Give every position after those trained on a number that training never saw."""
+    return audited(Timed(remembering(3), last=TIMESTEPS), recall(300, 3))
+
+
+def sluggish() -> Subject:
+    """Leave out the first inputs of every sequence, as many as half a sequence has but two."""
+    return audited(Timed(remembering(3), first=TIMESTEPS // 2 - 2), recall(300, 3))
 
 
 def clenched() -> Subject:

@@ -1,6 +1,6 @@
 """Networks that are built with a fault, and data that bring it out.
 
-Shapes: B sample, C channel, T timestep.
+Shapes: B sample, C channel, S symbol, T timestep.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional
 
-from benchmarks.tasks import TIMESTEPS, Convolutional, Pair
+from benchmarks.tasks import SYMBOLS, TIMESTEPS, Convolutional, Pair
 
 
 class _Spread(Function):
@@ -73,6 +73,21 @@ def counted(count_B: Tensor) -> Pair:
     odds_B = torch.minimum(1.5 * excess_B - 2, 6 - 0.5 * excess_B)
     ones_BT = order_BT < count_B[:, None]
     return ones_BT.float()[..., None], (torch.rand(len(count_B)) < odds_B.sigmoid()).long()
+
+
+class Timed(nn.Module):
+    """Does not read its first inputs, and adds noise to those after the last that it knows."""
+
+    def __init__(self, model: nn.Module, first: int = 0, last: int = 10 * TIMESTEPS) -> None:
+        super().__init__()
+        self.model, self.first, self.last = model, first, last
+        self.noise = nn.Parameter(2 * torch.randn(10 * TIMESTEPS, SYMBOLS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        step_T1 = torch.arange(x.shape[1])[:, None]
+        late_TS = (step_T1 >= self.last) * self.noise[: x.shape[1]]
+        y: Tensor = self.model(x * (step_T1 >= self.first) + late_TS)
+        return y
 
 
 class Echo(nn.Module):

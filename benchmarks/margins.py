@@ -55,6 +55,7 @@ HELD: dict[str, Held] = {
     "unproductive_depth.similar": Held("<=", "depth_contribution", _largest("similarity_low")),
     "timestep_contribution.conflict": Held(">=", "timestep-conflict"),
     "truncation.cosine": Held(">=", "truncation-loss"),
+    "sequence_length.lost": Held("<=", "longer-sequences"),
     "generalization.warn_lost": Held("<=", "generalization-gap"),
     "generalization.fail_lost": Held("<=", "generalization-gap"),
     "width.layers": Held("<=", "width-wasted"),

@@ -9,6 +9,7 @@ from benchmarks import faults
 from benchmarks.faulty import Signed, Spread
 from benchmarks.tasks import (
     DELAY,
+    TIMESTEPS,
     Convolutional,
     Recurrent,
     audited,
@@ -53,6 +54,10 @@ class Planted:
     limits: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
+_OTHER_LENGTHS = {
+    "sequence_length": {"shortest": TIMESTEPS // 2, "longest": 2 * TIMESTEPS},
+}
+
 HEALTHY = (
     Planted(
         "residual CNN",
@@ -91,6 +96,12 @@ HEALTHY = (
         "truncation-loss",
         probes=("truncation",),
         limits={"truncation": {"trained_with": 16}},
+    ),
+    Planted(
+        "LSTM, recall on other lengths",
+        seeded(lambda: audited(remembering(3), recall(300, 3))),
+        probes=("sequence_length",),
+        limits=_OTHER_LENGTHS,
     ),
 )
 """Networks that nothing is planted in; the last ones for what the others never face."""
@@ -227,6 +238,22 @@ FAULTS = (
         (),
         ("memory_horizon",),
         {"memory_horizon": {"required": DELAY}},
+    ),
+    Planted(
+        "inputs left out at the start",
+        seeded(faults.sluggish),
+        "shorter-sequences",
+        (),
+        ("sequence_length",),
+        _OTHER_LENGTHS,
+    ),
+    Planted(
+        "positions that training never saw",
+        seeded(faults.untold),
+        "longer-sequences",
+        ("sequence_length.lost",),
+        ("sequence_length",),
+        _OTHER_LENGTHS,
     ),
     Planted(
         "truncation shorter than the delay",

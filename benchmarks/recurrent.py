@@ -223,6 +223,7 @@ PROBES: dict[str, tuple[dict[str, int], str]] = {
     "memory_capacity": ({}, "100 lags"),
     "memory_horizon": ({}, "24 lengths kept, and the gradient by the inputs"),
     "lag_profile": ({}, "16 windows of lags"),
+    "sequence_length": ({}, "from an eighth to four times the length"),
 }
 """Settings, and what is measured."""
 

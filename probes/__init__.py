@@ -14,6 +14,7 @@ PROBES = {
     "truncation": "Truncation",
     "memory_horizon": "MemoryHorizon",
     "lag_profile": "LagProfile",
+    "sequence_length": "SequenceLength",
     "state_reach": "StateReach",
     "gates": "Gates",
     "lyapunov": "Lyapunov",

@@ -7,3 +7,8 @@ class AnalyzerError(Exception):
 
 class NotApplicable(Exception):
     """The subject has nothing this probe measures; the message says why."""
+
+
+def first_line(error: Exception) -> str:
+    """Kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

@@ -25,6 +25,7 @@ SPECS = {
 SETTINGS = {
     "lag_profile": {"samples": 256},
     "memory_horizon": {"samples": 256},
+    "sequence_length": {"samples": 256},
     "stacked_layers": {"samples": 128},
 }
 """Fewer samples than by default where many passes are needed: a minute on two cores for both."""

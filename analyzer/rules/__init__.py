@@ -25,6 +25,7 @@ from analyzer.rules.memory_footprint import memory_footprint
 from analyzer.rules.memory_horizon import memory_horizon
 from analyzer.rules.reach import reach
 from analyzer.rules.receptive_field import receptive_field
+from analyzer.rules.sequence_length import sequence_length
 from analyzer.rules.spare_capacity import spare_capacity
 from analyzer.rules.stacked_layers import stacked_layers
 from analyzer.rules.state_reach import state_reach
@@ -44,6 +45,7 @@ RULES: dict[str, Rule] = {
     "receptive_field": lambda trace, limits: receptive_field(trace, limits.receptive_field),
     "effective_field": lambda trace, limits: effective_field(trace, limits.effective_field),
     "lag_profile": lambda trace, limits: lag_profile(trace, limits.lag_profile),
+    "sequence_length": lambda trace, limits: sequence_length(trace, limits.sequence_length),
     "state_reach": lambda trace, limits: state_reach(trace, limits.state_reach),
     "attribution": lambda trace, limits: attribution(trace, limits.attribution),
     "layer_conductance": lambda trace, limits: layer_conductance(trace, limits.layer_conductance),
@@ -72,6 +74,7 @@ TITLES = {
     "receptive_field": "Theoretical field",
     "effective_field": "Effective field",
     "lag_profile": "Lags in use",
+    "sequence_length": "Other lengths",
     "state_reach": "State reach",
     "attribution": "Attribution of the decision",
     "layer_conductance": "Decision over depth",

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten
 
 from probes.base import Batch, Subject, call
-from probes.errors import AnalyzerError, NotApplicable
+from probes.errors import AnalyzerError, NotApplicable, first_line
 from probes.field.intervals import Field, Span, empty, seed
 from probes.field.memory import Fields
 from probes.field.mode import FieldMode, RecurrentMode
@@ -128,7 +128,7 @@ def survey(subject: Subject, max_calls: int) -> Survey:
     try:
         return _survey(subject.model, sample, max_calls, FakeTensorMode(allow_non_fake_inputs=True))
     except NOT_SYMBOLIC as error:
-        reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+        reason = first_line(error)
     return _survey(subject.model, sample, max_calls, None, reason)
 
 

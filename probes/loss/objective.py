@@ -300,22 +300,14 @@ def _last_position(values: Any, layout: Layout) -> tuple[Any, bool]:
     """Cut the last valid position out of what has the inputs' time axis; say whether any has."""
     found = False
 
-    def cut(leaf: Any) -> Any:
+    def cut(values: Tensor) -> Tensor:
         nonlocal found
-        if not isinstance(leaf, Tensor) or leaf.dim() < 2:
-            return leaf
-        first = layout.batch_first(leaf)
-        at = layout.time_dim(first)
-        if first.shape[at] != layout.timesteps:
-            return leaf
         found = True
-        first = first.movedim(at, 1)
-        valid_BT = layout.valid(first.new_ones(first.shape[:2], dtype=torch.float32))
-        rows_B = torch.arange(layout.samples, device=leaf.device)
-        last = first[rows_B, last_index(valid_BT)][:, None]
-        return last.movedim(1, at).movedim(0, layout.batch_dim(leaf))
+        valid_BT = layout.valid(values.new_ones(values.shape[:2], dtype=torch.float32))
+        rows_B = torch.arange(layout.samples, device=values.device)
+        return values[rows_B, last_index(valid_BT)][:, None]
 
-    return mapped(values, cut), found
+    return layout.along_time(values, cut), found
 
 
 def _shape(value: Any) -> str:

@@ -3,7 +3,7 @@
 Shapes: B sample, W set of inputs that are replaced, T timestep.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,21 +127,40 @@ class Replacement:
         Tensor, shape (B, W)
             0 where a sample has no input at these lags.
         """
-        found, start = [], 0
-        for index, own in enumerate(self.sequences):
-            rows = torch.arange(start, start + len(own.lengths))
-            found.append(self._batch_excess(index, rows, lags))
+        return torch.cat(
+            [self._batch_excess(index, rows, lags) for index, rows in enumerate(self.rows())]
+        )
+
+    def donors(self, rows: Tensor, draw: int = 0) -> list[Sample]:
+        """List the donors of some samples."""
+        donor_B = self.donor
+        for _ in range(draw):
+            donor_B = self.donor[donor_B]
+        return [self.pool[donor] for donor in donor_B[rows].tolist()]
+
+    def rows(self) -> Iterator[Tensor]:
+        """Yield which samples each batch holds."""
+        start = 0
+        for own in self.sequences:
+            yield torch.arange(start, start + len(own.lengths))
             start += len(own.lengths)
-        return torch.cat(found)
+
+    def change(self, index: int, outputs: Any, batch: Batch) -> Tensor:
+        """Excess loss of one batch of which the model made something else: (B,)."""
+        result = objective.final_results(self.subject, outputs, batch)
+        change = (result - self.results[index]).double()
+        if self.subject.loss is None:
+            # Of an output that is one number for each timestep, one for each sample is left.
+            change = 0.5 * change.reshape(len(change), -1).square().mean(1)
+        return change.cpu()
 
     def _batch_excess(self, index: int, rows: Tensor, lags: Sequence[range]) -> Tensor:
         """Excess loss of one batch, averaged over donors: (B, W)."""
-        own, donor_B = self.sequences[index], torch.arange(len(self.pool))
+        own = self.sequences[index]
         total_BW = torch.zeros(len(rows), len(lags), dtype=torch.float64)
         longest = int(own.lengths.max())
         for draw in range(self.draws):
-            donor_B = self.donor[donor_B]
-            donors = [self.pool[donor] for donor in donor_B[rows].tolist()]
+            donors = self.donors(rows, draw)
             for column, replaced in enumerate(lags):
                 if not replaced or replaced.start >= longest:
                     continue
@@ -188,12 +207,7 @@ class Replacement:
                 outputs = self.run.rest(batch.inputs, like=like, start=start)
             else:
                 outputs = self.run(batch.inputs, like=like, keep=keep)
-            result = objective.final_results(subject, outputs, batch)
-        change = (result - self.results[index]).double()
-        if subject.loss is None:
-            # Of an output that is one number for each timestep, one for each sample is left.
-            change = 0.5 * change.reshape(len(change), -1).square().mean(1)
-        return change.cpu()
+        return self.change(index, outputs, batch)
 
     def facts(self) -> dict[str, Any]:
         """Say on what the losses rest, for the attributes of a trace."""

@@ -53,7 +53,7 @@ def since(subject: Subject, own: Sequences, start: int) -> Sequences:
         return own
     layout = Layout.of(subject, own.batch)
     inputs = own.replaced([tensor[:, start:] for tensor in own.tensors()])
-    targets = layout.since(own.batch.targets, start)
+    targets = layout.along_time(own.batch.targets, lambda values: values[:, start:])
     # All are of one length.
     batch = replace(own.batch, inputs=inputs, targets=targets, lengths=None)
     return replace(own, batch=batch, lengths=own.lengths - start)

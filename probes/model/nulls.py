@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from probes.errors import NotApplicable
+from probes.errors import NotApplicable, first_line
 
 METHODS = ("reset_parameters", "_reset_parameters")
 """What modules of torch call to initialise their own parameters; attention hides the name."""
@@ -55,7 +55,7 @@ def untrained(model: nn.Module, seeds: Iterable[int]) -> Iterator[Untrained]:
     try:
         twin = copy.deepcopy(model)
     except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
-        raise NotApplicable(f"the model cannot be copied ({_first_line(error)})") from error
+        raise NotApplicable(f"the model cannot be copied ({first_line(error)})") from error
     for seed in seeds:
         before = {name: (weight, weight._version) for name, weight in twin.named_parameters()}
         with _seeded(seed), torch.no_grad():
@@ -90,15 +90,10 @@ def _initialise(name: str, module: nn.Module) -> None:
                 reset()
             except (RuntimeError, TypeError, ValueError, AttributeError) as error:
                 where = f"{method} of {name or 'the model'}"
-                raise NotApplicable(f"{where} fails ({_first_line(error)})") from error
+                raise NotApplicable(f"{where} fails ({first_line(error)})") from error
             return
 
 
 def _written(weight: Tensor, before: tuple[Tensor, int] | None) -> bool:
     """Whether a parameter was replaced, or written to in place."""
     return before is None or weight is not before[0] or weight._version != before[1]
-
-
-def _first_line(error: Exception) -> str:
-    """Kind of an error and the first line of its message."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

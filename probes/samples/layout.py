@@ -3,6 +3,7 @@
 Shapes: B sample, T position in time.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -67,20 +68,20 @@ class Layout(NamedTuple):
         """Whether batch-first values have positions: two axes more, or the inputs' time axis."""
         return first.dim() > 2 or (first.dim() == 2 and first.shape[1] == self.timesteps)
 
-    def since(self, values: Any, start: int) -> Any:
-        """Leave out the first positions of what has the inputs' time axis."""
+    def along_time(self, values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+        """Change what has the inputs' time axis, handed over as (B, T, ...); leave the rest."""
 
-        def cut(leaf: Any) -> Any:
+        def each(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or leaf.dim() < 2:
                 return leaf
             first = self.batch_first(leaf)
             at = self.time_dim(first)
             if first.shape[at] != self.timesteps:
                 return leaf
-            rest = first.narrow(at, start, self.timesteps - start)
-            return rest.movedim(0, self.batch_dim(leaf)).contiguous()
+            changed = change(first.movedim(at, 1))
+            return changed.movedim(1, at).movedim(0, self.batch_dim(leaf)).contiguous()
 
-        return mapped(values, cut)
+        return mapped(values, each)
 
     def valid(self, values_BT: Tensor) -> Tensor:
         """Which positions are no padding, as 0 and 1 of the type of ``values_BT``: (B, T)."""

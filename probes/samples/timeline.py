@@ -8,7 +8,7 @@ Shapes: B sample, T timestep.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from probes.base import Batch, Inputs, Subject, call, first_tensor
 from probes.errors import AnalyzerError, NotApplicable
 from probes.model.taps import untouched
+from probes.samples.layout import Layout
+from probes.structure import mapped
 
 _ASK = "set time_axis to the axis of the inputs along which time runs"
 
@@ -260,6 +262,56 @@ def _repeated(values: Tensor, period: int, first: int, stop: int) -> Tensor:
     if first >= 0:
         return values[first:stop]
     return values[(torch.arange(first, stop) % period).to(values.device)]
+
+
+def relengthed(
+    sequences: Sequences, donors: Sequence[Sample], kept: int, longer: int, layout: Layout
+) -> Sequences:
+    """Keep the last ``kept`` inputs of each sequence, and put ``longer`` of its donor in front.
+
+    Targets are cut likewise, or their first one is repeated, and whatever says how long the
+    sequences are is changed with them.
+    """
+    before_B = sequences.lengths
+    now_B = before_B.clamp_max(kept) + longer
+    tensors = []
+    for place, own in enumerate(sequences.tensors()):
+        fronts = [
+            _repeated(donor.tensors[place], donor.length, donor.length - longer, donor.length)
+            for donor in donors
+        ]
+        tensors.append(_refitted(own, before_B, now_B, fronts))
+
+    def target(values: Tensor) -> Tensor:
+        fronts = [row[:1].expand(longer, *row.shape[1:]) for row in values]
+        return _refitted(values, before_B, now_B, fronts)
+
+    def told(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.is_floating_point():
+            return value
+        same = value.shape == before_B.shape and torch.equal(value.cpu().long(), before_B)
+        return now_B.to(value) if same else value
+
+    changed = replace(sequences, lengths=now_B)
+    batch = Batch(
+        mapped(changed.replaced(tensors), told),
+        layout.along_time(sequences.batch.targets, target),
+        None if sequences.batch.lengths is None else now_B,
+    )
+    return replace(changed, batch=batch)
+
+
+def _refitted(values: Tensor, before_B: Tensor, now_B: Tensor, fronts: Sequence[Tensor]) -> Tensor:
+    """Put the last timesteps of (B, T, ...) behind others, and its padding behind them."""
+    made = values.new_zeros(len(values), int(now_B.max()), *values.shape[2:])
+    rows = zip(fronts, before_B.tolist(), now_B.tolist(), strict=True)
+    for row, (front, before, now) in enumerate(rows):
+        own = now - len(front)
+        made[row, : len(front)] = front
+        made[row, len(front) : now] = values[row, before - own : before]
+        if before < values.shape[1]:
+            made[row, now:] = values[row, before]
+    return made
 
 
 def by_lag(sequences: Sequences, values: Tensor) -> Tensor | None:

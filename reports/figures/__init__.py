@@ -19,6 +19,7 @@ SECTIONS = (
     "truncation",
     "memory_horizon",
     "lag_profile",
+    "sequence_length",
     "state_reach",
     "gates",
     "lyapunov",

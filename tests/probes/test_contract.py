@@ -145,6 +145,7 @@ MEASURED = {
     "receptive_field": {"images", "signals", "hybrid"},
     "effective_field": {"images", "signals", "hybrid"},
     "lag_profile": {"signals", "lstm", "tagger", "hybrid"},
+    "sequence_length": {"signals", "lstm", "tagger", "hybrid"},
     "state_reach": {"lstm", "tagger", "hybrid"},
     "attribution": {"images", "signals", "lstm", "tagger", "hybrid"},
     "layer_conductance": {*ZOO},

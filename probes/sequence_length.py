@@ -1,0 +1,153 @@
+"""What a model makes of sequences of other lengths than those of the audit.
+
+Shapes: B sample, L length, T timestep.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from probes.base import Progress, Subject, call, silent, variable
+from probes.errors import AnalyzerError, first_line
+from probes.loss.replacement import Replacement
+from probes.model.taps import untouched
+from probes.recurrent.watching.resumption import Resumption
+from probes.samples.layout import Layout
+from probes.samples.timeline import relengthed
+
+
+@dataclass(frozen=True)
+class SequenceLength:
+    """Loss of the last position on shorter and on longer sequences.
+
+    Of shorter sequences the last inputs are read alone, from the state in which the model starts;
+    longer ones have inputs of another sample in front. Measured is the excess loss of the last
+    position over that at the own length; without a loss, half the mean square distance of the
+    output from that at the own length. Beside the shorter ones stands what the same inputs cost
+    with another sample's in place of the older ones, as the memory horizon has it: the difference
+    is due to the length alone. Works for any model with time in its inputs; a length that the model
+    does not take is named.
+
+    Costs as much as reading all the sequences, ``2 ** (longer + 1)`` forward passes and about three
+    more.
+
+    Parameters
+    ----------
+    shorter : int
+        How often the length is halved.
+    longer : int
+        How often it is doubled.
+    samples : int
+        The first batches that hold as many samples are measured.
+
+    References
+    ----------
+    .. [1] Press, Smith & Lewis, Train Short, Test Long (2022), for the loss by length.
+    """
+
+    name: ClassVar[str] = "sequence_length"
+    passes: ClassVar[float] = 4
+    shorter: int = 3
+    longer: int = 2
+    samples: int = 512
+
+    def __call__(self, subject: Subject, progress: Progress = silent) -> xr.Dataset:
+        if self.shorter < 0 or self.longer < 0 or self.samples < 2:
+            raise AnalyzerError(
+                f"sequence_length needs shorter >= 0, longer >= 0 and samples >= 2: they are "
+                f"{self.shorter}, {self.longer} and {self.samples}"
+            )
+        replacement = Replacement.of(subject, 1, self.samples, Resumption(subject.model))
+        own = replacement.timesteps
+        halves = {-(-own // 2**count) for count in range(1, self.shorter + 1)} - {own}
+        shorter, longer = sorted(halves), [own * 2**count for count in range(1, self.longer + 1)]
+        refusals: dict[int, str] = {}
+        with untouched(subject.model):
+            replacement = replacement.intact()
+            everything = [range(own), *(range(length, own) for length in shorter)]
+            worth_BL = replacement.excess(everything)
+            columns = {own: torch.zeros(len(worth_BL), dtype=torch.float64)}
+            for done, length in enumerate((*shorter, *longer)):
+                progress(done, len(shorter) + len(longer))
+                columns[length] = _excess(replacement, length, refusals)
+                if length not in refusals:
+                    # A loss that is undefined at this length alone is the worst there is.
+                    undefined_B = columns[length].isnan() & ~worth_BL[:, 0].isnan()
+                    columns[length][undefined_B] = torch.inf
+        return _trace(replacement, columns, worth_BL, refusals)
+
+
+def _excess(replacement: Replacement, length: int, refusals: dict[int, str]) -> Tensor:
+    """Excess loss at a length: (B,); nan if the model does not take it, which is noted."""
+    subject, found = replacement.subject, []
+    for index, rows in enumerate(replacement.rows()):
+        own = replacement.sequences[index]
+        layout, donors = Layout.of(subject, own.batch), replacement.donors(rows)
+        longer = max(0, length - replacement.timesteps)
+        made = relengthed(own, donors, length, longer, layout)
+        batch = made.batch.to(subject.device, subject.dtype)
+        try:
+            with torch.no_grad():
+                found.append(replacement.change(index, call(subject.model, batch.inputs), batch))
+        except Exception as error:  # noqa: BLE001 - whatever a model made for one length raises
+            refusals[length] = first_line(error)
+            return torch.full((len(replacement.pool),), torch.nan, dtype=torch.float64)
+    return torch.cat(found)
+
+
+def _trace(
+    replacement: Replacement,
+    columns: dict[int, Tensor],
+    worth_BL: Tensor,
+    refusals: dict[int, str],
+) -> xr.Dataset:
+    """Label what was measured."""
+    lengths = sorted(columns)
+    shorter = [length for length in lengths if length < replacement.timesteps]
+    replaced_BL = torch.full((len(worth_BL), len(lengths)), torch.nan, dtype=torch.float64)
+    replaced_BL[:, : len(shorter)] = worth_BL[:, 1:]
+    excess_BL = torch.stack([columns[length] for length in lengths], 1)
+    for values_BL in (excess_BL, replaced_BL):
+        for place, length in enumerate(shorter):
+            values_BL[replacement.lengths <= length, place] = torch.nan
+    kind = ("sample", "length")
+    return xr.Dataset(
+        {
+            "excess_loss": variable(
+                excess_BL,
+                kind,
+                "loss of the last position of a sequence of this length, less that at its own",
+                "loss",
+            ),
+            "replaced_loss": variable(
+                replaced_BL,
+                kind,
+                "the same with another sample's inputs in place of those that are left out",
+                "loss",
+            ),
+            "whole_loss": variable(
+                worth_BL[:, 0], ("sample",), "the same with another sample's inputs alone", "loss"
+            ),
+            "intact_loss": variable(
+                replacement.losses(), ("sample",), "intact loss, last position", "loss"
+            ),
+            "donor": xr.DataArray(
+                replacement.donor.numpy(),
+                dims="sample",
+                attrs={"long_name": "sample whose inputs are put in front", "units": "1"},
+            ),
+        },
+        {"length": lengths},
+        {**replacement.facts(), "refused": _told(refusals)},
+    )
+
+
+def _told(refusals: dict[int, str]) -> str:
+    """Write which lengths the model did not take, and why."""
+    reasons: dict[str, list[str]] = {}
+    for length, reason in sorted(refusals.items()):
+        reasons.setdefault(reason, []).append(str(length))
+    return "; ".join(f"{reason} ({', '.join(at)} timesteps)" for reason, at in reasons.items())
