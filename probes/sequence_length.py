@@ -139,15 +139,12 @@ def _trace(
                 dims="sample",
                 attrs={"long_name": "sample whose inputs are put in front", "units": "1"},
             ),
+            "refusal": xr.DataArray(
+                [refusals.get(length, "") for length in lengths],
+                dims="length",
+                attrs={"long_name": "why the model does not take it, if it does not", "units": "1"},
+            ),
         },
         {"length": lengths},
-        {**replacement.facts(), "refused": _told(refusals)},
+        replacement.facts(),
     )
-
-
-def _told(refusals: dict[int, str]) -> str:
-    """Write which lengths the model did not take, and why."""
-    reasons: dict[str, list[str]] = {}
-    for length, reason in sorted(refusals.items()):
-        reasons.setdefault(reason, []).append(str(length))
-    return "; ".join(f"{reason} ({', '.join(at)} timesteps)" for reason, at in reasons.items())

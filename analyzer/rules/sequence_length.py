@@ -72,9 +72,9 @@ def warmed(trace: xr.Dataset, length: int) -> Estimate:
     return lost(trace.assign(difference=both), length, "difference")
 
 
-def refused(trace: xr.Dataset, length: int) -> bool:
-    """Whether the model did not take sequences of this length."""
-    return not bool(trace["excess_loss"].sel(length=length).notnull().any())
+def refusal(trace: xr.Dataset, length: int) -> str:
+    """Say why the model does not take sequences of this length; empty if it does."""
+    return str(trace["refusal"].sel(length=length).item())
 
 
 def _moves(share: float) -> str:
@@ -150,11 +150,10 @@ class _Side:
                 meaning="Whether the network takes them is not known.",
                 action=f"Raise the setting sequence_length.{self.name}.",
             )
-        if refused(self.trace, length):
+        if reason := refusal(self.trace, length):
             return finding(
                 severity=Severity.INFO if isnan(self.required) else Severity.WARN,
-                message=f"the network takes no sequences of {length} timesteps: "
-                f"{self.trace.attrs['refused']}",
+                message=f"the network takes no sequences of {length} timesteps: {reason}",
                 meaning=f"It is made for sequences of {self.own} timesteps.",
                 action=f"Cut or pad sequences to {self.own} timesteps.",
             )

@@ -1,6 +1,6 @@
 """Other lengths: what a network makes of shorter and of longer sequences than the audited ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 
@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullL
 
 from analyzer.findings import Finding
 from analyzer.limits import SequenceLengthLimits
-from analyzer.rules.sequence_length import lost, refused
+from analyzer.rules.sequence_length import lost, refusal
 from analyzer.rules.verdicts import Estimate
 from analyzer.statistics import bootstrap_interval
 from reports.read import number_of, spaced
@@ -112,8 +112,8 @@ class Outcome:
     """Shorter: the last inputs alone; longer: another sample's inputs in front."""
     replaced: Curve
     """At the own length, with another sample's inputs in place of the older ones."""
-    refused: frozenset[int]
-    """Lengths that the network does not take."""
+    refused: dict[int, str]
+    """Lengths that the network does not take, and why."""
 
     def near(self, ratio: float) -> int | None:
         """Find the tried length nearest to a multiple of the own one, on the same side of it."""
@@ -133,7 +133,7 @@ def outcome(trace: xr.Dataset) -> Outcome:
         int(trace.attrs["sequence_length"]),
         curve(trace, "excess_loss"),
         curve(trace, "replaced_loss"),
-        frozenset(n for n in lengths if trace.sizes["sample"] and refused(trace, n)),
+        {n: reason for n in lengths if (reason := refusal(trace, n))},
     )
 
 
@@ -361,11 +361,18 @@ def _table(trace: xr.Dataset, found: Outcome) -> Table:
         for i in spaced(alone.lengths.size, _ROWS)
     ]
     unit = " (%)" if alone.relative else ""
-    told = str(trace.attrs["refused"])
     return Table(
         "Loss added by the length.",
         ("Length", f"Loss added{unit}", "95 % interval", f"Older replaced{unit}", "95 % interval"),
         ["number"] * 5,
         rows,
-        sentence(f"Refused: {shorten(told, 240)}") if told else "",
+        sentence(f"Refused: {_reasons(found.refused)}") if found.refused else "",
     )
+
+
+def _reasons(refused: Mapping[int, str]) -> str:
+    """Write which lengths the network does not take, and why."""
+    lengths: dict[str, list[str]] = {}
+    for length, reason in refused.items():
+        lengths.setdefault(shorten(reason, 120), []).append(number(length))
+    return "; ".join(f"{listed(names)}: {reason}" for reason, names in lengths.items())

@@ -61,6 +61,9 @@ def test_an_open_forget_gate_remembers(audited):
     assert found.severity("gradient-over-time") is Severity.PASS
     assert found.one("gradient-over-time").value == pytest.approx(0, abs=0.01)
     assert found.one("memory-horizon").value > 25
+    # It sums up: half of the sum is left of half the inputs, and as much comes in with others.
+    assert 0.2 < found.one("shorter-sequences").value < 0.4
+    assert 0.3 < found.one("longer-sequences").value < 0.7
     assert found.one("gate-timescales").value == pytest.approx(1e4, rel=0.05)
     assert found.one("state-reach").value == pytest.approx(1e4, rel=0.05)
 
@@ -75,6 +78,9 @@ def test_a_delay_line_has_the_horizon_of_its_delay(audited):
     assert found.one("memory-capacity").value == pytest.approx(recurrent.DELAY + 1, rel=0.05)
     assert found.one("truncation-loss").value == 16
     assert found.severity("gate-saturation") is Severity.WARN
+    # What it needs is in half the length, and nothing older counts.
+    for side in ("shorter", "longer"):
+        assert found.one(f"{side}-sequences").value == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -120,6 +126,10 @@ def test_weights_that_are_not_shared_in_time_are_a_chain_of_layers(audited):
     # Each cell forgets half, as if they were one.
     assert cell[1:] / cell[:-1] == pytest.approx(np.full(9, 2), rel=0.1)
     assert found.trace("memory_horizon").attrs["time_axis"] == 1
+    # Shared weights take sequences of any length; these take one.
+    for side, length in (("shorter", 5), ("longer", 20)):
+        told = f"the network takes no sequences of {length} timesteps: ValueError"
+        assert found.one(f"{side}-sequences").message.startswith(told)
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def test_a_leaky_sum_loses_what_its_past_still_weighs(decay: float) -> None:
     assert (trace["excess_loss"].sel(length=T) == 0).all()
     whole = ((x - x[donor]) * decay**lag).sum(1)
     assert trace["whole_loss"].to_numpy() == pytest.approx(0.5 * whole.square().numpy())
-    assert trace.attrs["refused"] == ""
+    assert not any(trace["refusal"].to_numpy())
     assert trace.attrs["sequence_length"] == T
 
 
@@ -195,7 +195,7 @@ def test_ragged_batches_keep_their_last_inputs(kind: str) -> None:
         return model.rnn(values[None] if not packed else values[:, None])[1][0, 0].detach()
 
     assert trace["length"].to_numpy().tolist() == [1, 2, 4, 8, 16, 32]
-    assert trace.attrs["refused"] == ""
+    assert not any(trace["refusal"].to_numpy())
     for row, count in enumerate(LENGTHS.tolist()):
         own, other = x[row, :count], x[donor[row], : LENGTHS[donor[row]]]
         for length in (1, 2, 4, 16, 32):
@@ -245,7 +245,7 @@ class Placed(nn.Module):
 
 def test_lengths_that_a_model_does_not_take_are_named() -> None:
     trace = measured(Placed(50).double(), double(4, T, 3))
-    assert trace.attrs["refused"] == "ValueError: too long: 96 (96 timesteps)"
+    assert trace["refusal"].to_numpy().tolist() == [""] * 5 + ["ValueError: too long: 96"]
     known = trace["excess_loss"].notnull().all("sample")
     assert known.to_numpy().tolist() == [True] * 5 + [False]
 
@@ -259,13 +259,15 @@ def test_lengths_that_a_model_does_not_take_are_named() -> None:
             return y
 
     trace = measured(Flat().double(), double(4, T, 3))
-    assert trace.attrs["refused"].startswith("RuntimeError: mat1 and mat2")
+    reasons = trace["refusal"].to_numpy().tolist()
+    assert reasons.pop(3) == ""
+    assert all(reason.startswith("RuntimeError: mat1 and mat2") for reason in reasons)
     assert trace["excess_loss"].notnull().sum() == 4
     assert trace["replaced_loss"].notnull().sum() == 12
     assert (trace["whole_loss"] > 0).all()
 
 
-def test_lengths_refused_for_one_reason_are_named_together() -> None:
+def test_an_error_without_a_message_is_named() -> None:
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             if x.shape[1] != T:
@@ -273,7 +275,8 @@ def test_lengths_refused_for_one_reason_are_named_together() -> None:
             return x.sum(1)
 
     trace = measured(Fixed(), torch.randn(3, T, 2), shorter=1)
-    assert trace.attrs["refused"] == "RuntimeError: no message (12, 48, 96 timesteps)"
+    none = "RuntimeError: no message"
+    assert trace["refusal"].to_numpy().tolist() == [none, "", none, none]
 
 
 def test_an_error_at_the_own_length_is_none_of_the_length() -> None:
