@@ -13,6 +13,7 @@ from torch import Tensor
 from probes.base import Progress, Subject, call, silent, variable
 from probes.errors import AnalyzerError, first_line
 from probes.loss.replacement import Replacement
+from probes.loss.rest import UNFIT
 from probes.model.taps import untouched
 from probes.recurrent.watching.resumption import Resumption
 from probes.samples.layout import Layout
@@ -92,7 +93,7 @@ def _excess(replacement: Replacement, length: int, refusals: dict[int, str]) -> 
         try:
             with torch.no_grad():
                 found.append(replacement.change(index, call(subject.model, batch.inputs), batch))
-        except Exception as error:  # noqa: BLE001 - whatever a model made for one length raises
+        except UNFIT as error:
             refusals[length] = first_line(error)
             return torch.full((len(replacement.pool),), torch.nan, dtype=torch.float64)
     return torch.cat(found)

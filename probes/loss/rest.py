@@ -11,10 +11,14 @@ import torch
 from torch import Tensor
 
 from probes.base import Inputs, Subject
+from probes.errors import AnalyzerError
 from probes.loss import objective
 from probes.samples.layout import Layout
 from probes.samples.timeline import Sequences
 from probes.structure import leaves
+
+UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AnalyzerError)
+"""What models raise that were made for sequences of one length, and losses of their outputs."""
 
 
 class Unlike(Exception):
@@ -94,7 +98,7 @@ def usable_starts(
     try:
         found = run.rest(inputs, like=like, start=start)
         losses = objective.final_results(subject, found, part.batch)
-    except Exception:  # noqa: BLE001 - whatever a model raises that needs all timesteps
+    except (Unlike, *UNFIT):
         return []
     intact = objective.final_results(subject, outputs, own.batch)
     pairs = [_tensors(outputs), _tensors(found)]
