@@ -71,13 +71,15 @@ class SequenceLength:
             everything = [range(own), *(range(length, own) for length in shorter)]
             worth_BL = replacement.excess(everything)
             columns = {own: torch.zeros(len(worth_BL), dtype=torch.float64)}
-            for done, length in enumerate((*shorter, *longer)):
-                progress(done, len(shorter) + len(longer))
+            others = [*shorter, *longer]
+            for done, length in enumerate(others):
+                progress(done, len(others))
                 columns[length] = _excess(replacement, length, refusals)
                 if length not in refusals:
                     # A loss that is undefined at this length alone is the worst there is.
                     undefined_B = columns[length].isnan() & ~worth_BL[:, 0].isnan()
                     columns[length][undefined_B] = torch.inf
+            progress(len(others), len(others))
         return _trace(replacement, columns, worth_BL, refusals)
 
 

@@ -52,7 +52,7 @@ def lost(trace: xr.Dataset, length: int, variable: str = "excess_loss") -> Estim
     known = ~np.isnan(excess) & np.isfinite(worth)
     # Intervals are undefined between infinities, not between numbers as large as they get.
     paired = np.stack([np.minimum(excess[known], LARGE), worth[known]], 1)
-    if len(paired) < 2 or not bootstrap_interval(paired[:, 1], np.mean)[0] > 0:
+    if not bootstrap_interval(paired[:, 1], np.mean)[0] > 0:
         return Estimate(samples=len(paired))
     found = [float(_share(paired, 0)), *map(float, bootstrap_interval(paired, _share))]
     # Divided by the samples and what their inputs are worth, such a number is still beyond others.

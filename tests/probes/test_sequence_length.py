@@ -288,6 +288,16 @@ def test_an_error_at_the_own_length_is_none_of_the_length() -> None:
         measured(Broken(), torch.randn(3, T, 2))
 
 
+def test_lengths_are_halved_and_doubled_and_progress_is_told() -> None:
+    told: list[tuple[int, int]] = []
+    subject = Subject(Tagger().eval(), [torch.randn(4, T, 3)], time_axis=1)
+    trace = SequenceLength(shorter=4, longer=3, samples=2)(
+        subject, lambda done, total: told.append((done, total))
+    )
+    assert trace["length"].to_numpy().tolist() == [2, 3, 6, 12, 24, 48, 96, 192]
+    assert told == [(done, 7) for done in range(8)]
+
+
 def test_only_so_many_samples_are_read() -> None:
     model = Tagger()
     trace = measured(model, [torch.randn(4, T, 3) for _ in range(3)], samples=5, longer=0)

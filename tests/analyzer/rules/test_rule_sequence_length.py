@@ -144,7 +144,7 @@ def test_a_longer_past_that_harms_is_told() -> None:
 def test_what_is_needed_within_what_was_audited_passes(shortest: int, longest: int) -> None:
     for finding in judged(trace({70: 1, 280: 1}), shortest=shortest, longest=longest):
         assert finding.severity is Severity.PASS
-        assert (finding.value, finding.limit) == (0, 0.05)
+        assert (finding.low, finding.value, finding.high, finding.limit) == (0, 0, 0, 0.05)
 
 
 def test_a_need_beyond_what_was_tried_is_not_judged() -> None:
@@ -205,8 +205,10 @@ def test_samples_that_are_no_longer_take_no_part() -> None:
     assert found.samples == 100
     excess = given["excess_loss"][100:, 2].sum() / given["whole_loss"][100:].sum()
     assert found.value == pytest.approx(float(excess))
-    assert isnan(lost(given.isel(sample=slice(101)), 70).value)
-    assert isnan(lost(given.isel(sample=slice(101)), 70).low)
+    for few in (100, 101):
+        assert isnan(lost(given.isel(sample=slice(few)), 70).value)
+    assert lost(given.isel(sample=slice(102)), 70).samples == 2
+    assert lost(given.isel(sample=slice(102)), 70).low > 0
 
 
 def test_what_the_start_costs_is_paired() -> None:
