@@ -302,13 +302,21 @@ def test_states_alone_are_kept_of_what_can_be_run_from_them(
     known = USABLE["last state"]()
     # A state of 4 samples after each of 37 timesteps; beside them input and output of one run.
     states, data = 8 * 4 * 5 * 37, 8 * 4 * 37 * (5 + 3)
-    for room, both in ((2 * states + data, True), (2 * states + data - 1, False)):
+    rooms = {2 * states + data - 1: False, 2 * states + data: True, 3 * states + data: True}
+    for room, both in rooms.items():
         monkeypatch.setattr(resumption, "BYTES", room)
         run = Resumption(known.model)
         replacement = Replacement.of(known.subject(), 1, 99, run).intact()
         assert run.starts(("intact", 0))
-        replacement.excess([range(TIMESTEPS)])
+        lags = [range(TIMESTEPS), range(7, TIMESTEPS), range(20, TIMESTEPS)]
+        found = replacement.excess(lags)
         assert bool(run.starts(("donor", 0, 0))) is both
+        # Both runs are released: of a third there is room for as much as was there at first.
+        run(known.batch.inputs, keep="another")
+        assert bool(run.starts("another")) is (room == 3 * states + data)
+        plain = Replacement.of(known.subject(), 1, 99, Resumption(known.model)).intact()
+        plain.starts[0].clear()
+        assert torch.allclose(found, plain.excess(lags), rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("probe", [MemoryHorizon, LagProfile])
@@ -326,3 +334,71 @@ def test_horizons_are_the_same_without(
     assert found["excess_loss"].shape == plain["excess_loss"].shape
     difference = abs(found["excess_loss"] - plain["excess_loss"]).max()
     assert float(difference) < 1e-12 * float(abs(plain["excess_loss"]).max()) + 1e-15
+
+
+class Told:
+    """A run that returns what it is told."""
+
+    def __init__(self, rest: Any) -> None:
+        self.returned = rest
+
+    def __call__(self, inputs: Any, *, like: Any = None, keep: Any = None) -> Any:
+        raise NotImplementedError
+
+    def starts(self, like: Any) -> list[int]:
+        return [3, 7]
+
+    def rest(self, inputs: Any, *, like: Any, start: int) -> Any:
+        assert (inputs.shape, like, start) == ((2, 4, 3), "whole", 7)
+        return self.returned
+
+    def release(self, name: Any) -> None:
+        raise NotImplementedError
+
+
+Y, NUMBER = torch.randn(2, 11, 5, dtype=torch.float64) - 3, torch.tensor([[4, 5], [6, 7]])
+LAST = Y[:, -1]
+
+
+def moved(by: float, scale: float = 1.0, at: int = -1) -> tuple[Tensor, Tensor]:
+    rest = scale * Y[:, 7:].clone()
+    rest[0, at, 2] += by * scale * float(LAST.abs().max())
+    return scale * Y, rest
+
+
+@pytest.mark.parametrize(
+    ("outputs", "alike"),
+    [
+        (moved(0), True),
+        (moved(1e-13), True),
+        (moved(-1e-13), True),
+        (moved(1e-11), False),
+        (moved(-1e-11), False),
+        (moved(1e-13, 1e6), True),
+        (moved(1e-11, 1e6), False),
+        (moved(1e-13, 1e-6), True),
+        (moved(1e-11, 1e-6), False),
+        # Positions before the last one may read what is missing.
+        (moved(1, at=-2), True),
+        ((Y, Y[:, 6:]), False),
+        ((Y, Y[:, 8:]), False),
+        ((Y, Y[:, 7:].float()), False),
+        ((Y, Y[:, 7:].flatten(1)), False),
+        (((LAST, Y), (LAST, Y[:, 7:])), True),
+        (((LAST, Y), (LAST, Y[:, 7:, 1:])), False),
+        (((LAST, Y), (LAST, LAST)), False),
+        (((LAST, NUMBER), (LAST, NUMBER)), True),
+        (((LAST, NUMBER), (LAST, NUMBER + 1)), False),
+        (((LAST, NUMBER), (LAST, NUMBER.double())), False),
+        (((LAST, NUMBER[:0]), (LAST, NUMBER[:0])), True),
+        (((LAST, LAST[:0]), (LAST, LAST[:0])), True),
+        (((LAST, Y), (LAST,)), False),
+        (((LAST, "text", None), (LAST, "another", 3)), True),
+    ],
+)
+def test_ends_are_compared_up_to_rounding(outputs: tuple[Any, Any], alike: bool) -> None:
+    whole, rest = outputs
+    batch = Batch(x(2, 11, 3))
+    subject = Subject(nn.Linear(1, 1).double(), [batch], time_axis=1)
+    own = Sequences.of(subject, batch, 1)
+    assert usable_starts(subject, Told(rest), "whole", own, whole) == ([3, 7] if alike else [])
