@@ -3,8 +3,8 @@
 Shapes: B sample, L length, T timestep.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 import xarray as xr
@@ -18,6 +18,7 @@ from probes.model.taps import untouched
 from probes.recurrent.watching.resumption import Resumption
 from probes.samples.layout import Layout
 from probes.samples.timeline import relengthed
+from probes.structure import tensors
 
 
 @dataclass(frozen=True)
@@ -65,57 +66,76 @@ class SequenceLength:
         own = replacement.timesteps
         halves = {-(-own // 2**count) for count in range(1, self.shorter + 1)} - {own}
         shorter, longer = sorted(halves), [own * 2**count for count in range(1, self.longer + 1)]
-        refusals: dict[int, str] = {}
+        columns: dict[int, Tensor | _Unknown] = {}
+        others = [*shorter, *longer]
         with untouched(subject.model):
             replacement = replacement.intact()
             everything = [range(own), *(range(length, own) for length in shorter)]
             worth_BL = replacement.excess(everything)
-            columns = {own: torch.zeros(len(worth_BL), dtype=torch.float64)}
-            others = [*shorter, *longer]
             for done, length in enumerate(others):
                 progress(done, len(others))
-                columns[length] = _excess(replacement, length, refusals)
-                if length not in refusals:
-                    # A loss that is undefined at this length alone is the worst there is.
-                    undefined_B = columns[length].isnan() & ~worth_BL[:, 0].isnan()
-                    columns[length][undefined_B] = torch.inf
+                columns[length] = _excess(replacement, length)
             progress(len(others), len(others))
-        return _trace(replacement, columns, worth_BL, refusals)
+        return _trace(replacement, columns, worth_BL)
 
 
-def _excess(replacement: Replacement, length: int, refusals: dict[int, str]) -> Tensor:
-    """Excess loss at a length: (B,); nan if the model does not take it, which is noted."""
+class _Unknown(NamedTuple):
+    """Why there is no loss at a length."""
+
+    taken: bool
+    """Whether the model takes sequences of this length."""
+    reason: str
+
+
+def _excess(replacement: Replacement, length: int) -> Tensor | _Unknown:
+    """Excess loss at a length: (B,)."""
     subject, found = replacement.subject, []
     for index, rows in enumerate(replacement.rows()):
         own = replacement.sequences[index]
         layout, donors = Layout.of(subject, own.batch), replacement.donors(rows)
         longer = max(0, length - replacement.timesteps)
-        made = relengthed(own, donors, length, longer, layout)
-        batch = made.batch.to(subject.device, subject.dtype)
+        made = relengthed(own, donors, length, longer, layout).batch
+        batch = made.to(subject.device, subject.dtype)
         try:
             with torch.no_grad():
-                found.append(replacement.change(index, call(subject.model, batch.inputs), batch))
+                outputs = call(subject.model, batch.inputs)
         except UNFIT as error:
-            refusals[length] = first_line(error)
-            return torch.full((len(replacement.pool),), torch.nan, dtype=torch.float64)
+            return _Unknown(False, first_line(error))
+        if [tensor.shape for tensor in tensors(outputs)] == replacement.shapes[index]:
+            # Its positions are others than those of the inputs: so are those of the targets.
+            batch = replace(batch, targets=own.batch.to(subject.device, subject.dtype).targets)
+        try:
+            found.append(replacement.change(index, outputs, batch))
+        except UNFIT as error:
+            told = str(error) if isinstance(error, AnalyzerError) else first_line(error)
+            return _Unknown(True, told)
     return torch.cat(found)
 
 
 def _trace(
-    replacement: Replacement,
-    columns: dict[int, Tensor],
-    worth_BL: Tensor,
-    refusals: dict[int, str],
+    replacement: Replacement, columns: dict[int, Tensor | _Unknown], worth_BL: Tensor
 ) -> xr.Dataset:
     """Label what was measured."""
-    lengths = sorted(columns)
-    shorter = [length for length in lengths if length < replacement.timesteps]
-    replaced_BL = torch.full((len(worth_BL), len(lengths)), torch.nan, dtype=torch.float64)
+    own, count = replacement.timesteps, len(worth_BL)
+    lengths = sorted([own, *columns])
+    shorter = lengths[: lengths.index(own)]
+    excess_BL = torch.full((count, len(lengths)), torch.nan, dtype=torch.float64)
+    replaced_BL = excess_BL.clone()
     replaced_BL[:, : len(shorter)] = worth_BL[:, 1:]
-    excess_BL = torch.stack([columns[length] for length in lengths], 1)
+    excess_BL[:, len(shorter)] = 0
+    unknown: dict[int, _Unknown] = {}
+    for place, length in enumerate(lengths):
+        column = columns.get(length)
+        if isinstance(column, Tensor):
+            # A loss that is undefined at this length alone is the worst there is.
+            undefined_B = column.isnan() & ~worth_BL[:, 0].isnan()
+            excess_BL[:, place] = column.masked_fill(undefined_B, torch.inf)
+        elif column is not None:
+            unknown[length] = column
     for values_BL in (excess_BL, replaced_BL):
         for place, length in enumerate(shorter):
             values_BL[replacement.lengths <= length, place] = torch.nan
+    known = _Unknown(True, "")
     kind = ("sample", "length")
     return xr.Dataset(
         {
@@ -142,10 +162,15 @@ def _trace(
                 dims="sample",
                 attrs={"long_name": "sample whose inputs are put in front", "units": "1"},
             ),
-            "refusal": xr.DataArray(
-                [refusals.get(length, "") for length in lengths],
+            "taken": xr.DataArray(
+                [unknown.get(length, known).taken for length in lengths],
                 dims="length",
-                attrs={"long_name": "why the model does not take it, if it does not", "units": "1"},
+                attrs={"long_name": "whether the model takes this length", "units": "1"},
+            ),
+            "reason": xr.DataArray(
+                [unknown.get(length, known).reason for length in lengths],
+                dims="length",
+                attrs={"long_name": "why there is no loss, if there is none", "units": "1"},
             ),
         },
         {"length": lengths},

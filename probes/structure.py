@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -17,6 +18,11 @@ def leaves(value: Any) -> Iterator[Any]:
     """Yield what is in nested containers, in order; packed sequences whole."""
     for leaf in tree_leaves(opened(value), is_leaf=packed):
         yield from leaves(leaf) if opened(leaf) is not leaf else (leaf,)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """List the tensors in nested containers."""
+    return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
 
 
 def opened(value: Any) -> Any:

@@ -72,9 +72,14 @@ def warmed(trace: xr.Dataset, length: int) -> Estimate:
     return lost(trace.assign(difference=both), length, "difference")
 
 
-def refusal(trace: xr.Dataset, length: int) -> str:
-    """Say why the model does not take sequences of this length; empty if it does."""
-    return str(trace["refusal"].sel(length=length).item())
+def refused(trace: xr.Dataset, length: int) -> bool:
+    """Whether the model does not take sequences of this length."""
+    return not bool(trace["taken"].sel(length=length))
+
+
+def reason(trace: xr.Dataset, length: int) -> str:
+    """Say why there is no loss at this length; empty if there is one."""
+    return str(trace["reason"].sel(length=length).item())
 
 
 def _moves(share: float) -> str:
@@ -150,12 +155,20 @@ class _Side:
                 meaning="Whether the network takes them is not known.",
                 action=f"Raise the setting sequence_length.{self.name}.",
             )
-        if reason := refusal(self.trace, length):
+        if refused(self.trace, length):
             return finding(
                 severity=Severity.INFO if isnan(self.required) else Severity.WARN,
-                message=f"the network takes no sequences of {length} timesteps: {reason}",
+                message=f"the network takes no sequences of {length} timesteps: "
+                f"{reason(self.trace, length)}",
                 meaning=f"It is made for sequences of {self.own} timesteps.",
                 action=f"Cut or pad sequences to {self.own} timesteps.",
+            )
+        if told := reason(self.trace, length):
+            return finding(
+                severity=Severity.INFO if isnan(self.required) else Severity.INCONCLUSIVE,
+                message=f"sequences of {length} timesteps have nothing to compare: {told}",
+                meaning="The network takes them; what it makes of them is not known.",
+                action="Give a loss and targets, or name the output that is to be judged.",
             )
         found = lost(self.trace, length)
         severity, meaning, action = self._judgement(found, length)

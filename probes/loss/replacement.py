@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from probes.base import Batch, Subject
-from probes.errors import NotApplicable
+from probes.errors import AnalyzerError, NotApplicable
 from probes.loss import objective
 from probes.loss.rest import Run, Unlike, since, usable_starts
 from probes.samples.timeline import Sample, Sequences, samples, spliced, time_axis
+from probes.structure import tensors
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Replacement:
         Runs the model.
     results : list of Tensor
         For each batch the intact losses, or final outputs where there is no loss.
+    shapes : list of list of torch.Size
+        For each batch those of the tensors that the model returns.
     starts : list of list of int
         For each batch the timesteps from which on it can be run alone, in order.
     """
@@ -51,6 +54,7 @@ class Replacement:
     draws: int
     run: Run
     results: list[Tensor]
+    shapes: list[list[torch.Size]]
     starts: list[list[int]]
 
     @classmethod
@@ -78,7 +82,7 @@ class Replacement:
         if max(sample.length for sample in pool) < 2:
             raise NotApplicable("the inputs have one timestep: there is nothing older to replace")
         donor_B = donors_of(len(pool), subject.generator())
-        return cls(subject, sequences, pool, donor_B, draws, run, [], [])
+        return cls(subject, sequences, pool, donor_B, draws, run, [], [], [])
 
     @property
     def timesteps(self) -> int:
@@ -93,7 +97,7 @@ class Replacement:
     def intact(self) -> "Replacement":
         """Run the intact sequences; the model's own choices become targets that are missing."""
         subject = self.subject
-        sequences, results, starts = [], [], []
+        sequences, results, shapes, starts = [], [], [], []
         for index, own in enumerate(self.sequences):
             batch, name = own.batch.to(subject.device, subject.dtype), ("intact", index)
             with torch.no_grad():
@@ -103,9 +107,10 @@ class Replacement:
                 starts.append(usable_starts(subject, self.run, name, there, outputs))
             if starts[-1]:
                 self.run.release(name)
+            shapes.append([tensor.shape for tensor in tensors(outputs)])
             results.append(objective.final_results(subject, outputs, batch))
             sequences.append(replace(own, batch=replace(own.batch, targets=batch.targets)))
-        return replace(self, sequences=sequences, results=results, starts=starts)
+        return replace(self, sequences=sequences, results=results, shapes=shapes, starts=starts)
 
     def losses(self) -> Tensor:
         """Intact loss of the last position of every sample: (B,); 0 where there is no loss."""
@@ -146,9 +151,20 @@ class Replacement:
             start += len(own.lengths)
 
     def change(self, index: int, outputs: Any, batch: Batch) -> Tensor:
-        """Excess loss of one batch of which the model made something else: (B,)."""
-        result = objective.final_results(self.subject, outputs, batch)
-        change = (result - self.results[index]).double()
+        """Excess loss of one batch of which the model made something else: (B,).
+
+        Raises
+        ------
+        AnalyzerError
+            It cannot be compared with what the model makes of the intact inputs.
+        """
+        result, intact = objective.final_results(self.subject, outputs, batch), self.results[index]
+        if result.shape != intact.shape:
+            raise AnalyzerError(
+                f"the output has the shape {tuple(result.shape)} and {tuple(intact.shape)} for the "
+                "intact inputs, and no position in time to compare: give a loss and targets"
+            )
+        change = (result - intact).double()
         if self.subject.loss is None:
             # Of an output that is one number for each timestep, one for each sample is left.
             change = 0.5 * change.reshape(len(change), -1).square().mean(1)

@@ -15,7 +15,7 @@ from probes.errors import AnalyzerError
 from probes.loss import objective
 from probes.samples.layout import Layout
 from probes.samples.timeline import Sequences
-from probes.structure import leaves
+from probes.structure import tensors
 
 UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AnalyzerError)
 """What models raise that were made for sequences of one length, and losses of their outputs."""
@@ -101,21 +101,16 @@ def usable_starts(
     except (Unlike, *UNFIT):
         return []
     intact = objective.final_results(subject, outputs, own.batch)
-    pairs = [_tensors(outputs), _tensors(found)]
+    pairs = [tensors(outputs), tensors(found)]
     alike = len(pairs[0]) == len(pairs[1]) and all(
         _end_alike(whole, rest, start) for whole, rest in zip(*pairs, strict=True)
     )
     return usable if alike and _close(intact, losses) else []
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    """List the tensors in nested containers."""
-    return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
-
-
 def _sizes(value: Any) -> set[int]:
     """Collect the sizes of all axes of tensors."""
-    return {size for tensor in _tensors(value) for size in tensor.shape}
+    return {size for tensor in tensors(value) for size in tensor.shape}
 
 
 def _end_alike(whole: Tensor, rest: Tensor, start: int) -> bool:

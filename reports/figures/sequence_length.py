@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullL
 
 from analyzer.findings import Finding
 from analyzer.limits import SequenceLengthLimits
-from analyzer.rules.sequence_length import lost, refusal
+from analyzer.rules.sequence_length import lost, reason, refused
 from analyzer.rules.verdicts import Estimate
 from analyzer.statistics import bootstrap_interval
 from reports.read import number_of, spaced
@@ -112,8 +112,10 @@ class Outcome:
     """Shorter: the last inputs alone; longer: another sample's inputs in front."""
     replaced: Curve
     """At the own length, with another sample's inputs in place of the older ones."""
-    refused: dict[int, str]
-    """Lengths that the network does not take, and why."""
+    refused: frozenset[int]
+    """Lengths that the network does not take."""
+    reasons: dict[int, str]
+    """Why there is no loss at some lengths."""
 
     def near(self, ratio: float) -> int | None:
         """Find the tried length nearest to a multiple of the own one, on the same side of it."""
@@ -133,7 +135,8 @@ def outcome(trace: xr.Dataset) -> Outcome:
         int(trace.attrs["sequence_length"]),
         curve(trace, "excess_loss"),
         curve(trace, "replaced_loss"),
-        {n: reason for n in lengths if (reason := refusal(trace, n))},
+        frozenset(n for n in lengths if refused(trace, n)),
+        {n: told for n in lengths if (told := reason(trace, n))},
     )
 
 
@@ -366,13 +369,13 @@ def _table(trace: xr.Dataset, found: Outcome) -> Table:
         ("Length", f"Loss added{unit}", "95 % interval", f"Older replaced{unit}", "95 % interval"),
         ["number"] * 5,
         rows,
-        sentence(f"Refused: {_reasons(found.refused)}") if found.refused else "",
+        sentence(f"No loss at {_reasons(found.reasons)}") if found.reasons else "",
     )
 
 
-def _reasons(refused: Mapping[int, str]) -> str:
-    """Write which lengths the network does not take, and why."""
+def _reasons(reasons: Mapping[int, str]) -> str:
+    """Write at which lengths there is no loss, and why."""
     lengths: dict[str, list[str]] = {}
-    for length, reason in refused.items():
-        lengths.setdefault(shorten(reason, 120), []).append(number(length))
-    return "; ".join(f"{listed(names)}: {reason}" for reason, names in lengths.items())
+    for length, told in reasons.items():
+        lengths.setdefault(shorten(told, 120), []).append(number(length))
+    return "; ".join(f"{listed(names)}: {told}" for told, names in lengths.items())

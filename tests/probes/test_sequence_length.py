@@ -66,7 +66,7 @@ def test_a_leaky_sum_loses_what_its_past_still_weighs(decay: float) -> None:
     assert (trace["excess_loss"].sel(length=T) == 0).all()
     whole = ((x - x[donor]) * decay**lag).sum(1)
     assert trace["whole_loss"].to_numpy() == pytest.approx(0.5 * whole.square().numpy())
-    assert not any(trace["refusal"].to_numpy())
+    assert not any(trace["reason"].to_numpy())
     assert trace.attrs["sequence_length"] == T
 
 
@@ -195,7 +195,7 @@ def test_ragged_batches_keep_their_last_inputs(kind: str) -> None:
         return model.rnn(values[None] if not packed else values[:, None])[1][0, 0].detach()
 
     assert trace["length"].to_numpy().tolist() == [1, 2, 4, 8, 16, 32]
-    assert not any(trace["refusal"].to_numpy())
+    assert not any(trace["reason"].to_numpy())
     for row, count in enumerate(LENGTHS.tolist()):
         own, other = x[row, :count], x[donor[row], : LENGTHS[donor[row]]]
         for length in (1, 2, 4, 16, 32):
@@ -245,7 +245,8 @@ class Placed(nn.Module):
 
 def test_lengths_that_a_model_does_not_take_are_named() -> None:
     trace = measured(Placed(50).double(), double(4, T, 3))
-    assert trace["refusal"].to_numpy().tolist() == [""] * 5 + ["ValueError: too long: 96"]
+    assert trace["reason"].to_numpy().tolist() == [""] * 5 + ["ValueError: too long: 96"]
+    assert trace["taken"].to_numpy().tolist() == [True] * 5 + [False]
     known = trace["excess_loss"].notnull().all("sample")
     assert known.to_numpy().tolist() == [True] * 5 + [False]
 
@@ -259,7 +260,7 @@ def test_lengths_that_a_model_does_not_take_are_named() -> None:
             return y
 
     trace = measured(Flat().double(), double(4, T, 3))
-    reasons = trace["refusal"].to_numpy().tolist()
+    reasons = trace["reason"].to_numpy().tolist()
     assert reasons.pop(3) == ""
     assert all(reason.startswith("RuntimeError: mat1 and mat2") for reason in reasons)
     assert trace["excess_loss"].notnull().sum() == 4
@@ -276,7 +277,7 @@ def test_an_error_without_a_message_is_named() -> None:
 
     trace = measured(Fixed(), torch.randn(3, T, 2), shorter=1)
     none = "RuntimeError: no message"
-    assert trace["refusal"].to_numpy().tolist() == [none, "", none, none]
+    assert trace["reason"].to_numpy().tolist() == [none, "", none, none]
 
 
 def test_an_error_at_the_own_length_is_none_of_the_length() -> None:
@@ -357,3 +358,61 @@ def test_a_batch_of_shorter_sequences_gets_as_many_inputs_in_front() -> None:
         front = pool[donor[row]].repeat(9, 1)[-T:].sum()
         found = float(trace["excess_loss"].sel(length=2 * T)[row])
         assert found == pytest.approx(0.5 * float(front) ** 2)
+
+
+def test_targets_stay_with_outputs_whose_length_is_their_own() -> None:
+    class Decoder(nn.Module):
+        """Answers with as many timesteps as it likes, whatever it reads."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.GRU(3, 5, batch_first=True), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            last = self.rnn(x)[0][:, -1:]
+            y: Tensor = self.head(last * torch.linspace(1, 2, T).to(x)[:, None])
+            return y
+
+    model, x, classes = Decoder().double(), double(5, T, 3), torch.randint(4, (5, T))
+    trace = measured(model, [(x, classes)], "cross_entropy")
+    donor = trace["donor"].to_numpy()
+
+    def losses(length: int) -> Tensor:
+        out = model(spliced(x, donor, length))[:, -1]
+        return functional.cross_entropy(out, classes[:, -1], reduction="none").detach()
+
+    assert not any(trace["reason"].to_numpy())
+    for length in (3, 12, 48, 96):
+        found = trace["excess_loss"].sel(length=length).to_numpy()
+        assert found == pytest.approx((losses(length) - losses(T)).numpy(), abs=1e-13)
+
+
+def test_outputs_that_cannot_be_compared_are_no_refusal() -> None:
+    class Coarse(nn.Module):
+        """Returns one number for every other input."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, ::2, 0].cumsum(1)
+
+    trace = measured(Coarse(), torch.randn(3, T, 2), shorter=1, longer=1)
+    assert trace["taken"].all()
+    reasons = trace["reason"].to_numpy().tolist()
+    assert reasons[1] == ""
+    for told, positions in ((reasons[0], 6), (reasons[2], 24)):
+        assert told == (
+            f"the output has the shape (3, {positions}) and (3, 12) for the intact inputs, and no "
+            "position in time to compare: give a loss and targets"
+        )
+    assert trace["excess_loss"].notnull().sum() == 3
+
+
+def test_a_loss_that_does_not_fit_is_no_refusal() -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs[:, T - 1] - targets).square().sum(1)
+
+    trace = measured(Tagger().double(), [(double(3, T, 3), double(3, 4))], loss)
+    assert trace["taken"].all()
+    told = trace["reason"].to_numpy().tolist()
+    assert told[0].startswith("IndexError: index 23 is out of bounds")
+    # Longer outputs have such a position, if not as their last one.
+    assert told[4:] == ["", ""]

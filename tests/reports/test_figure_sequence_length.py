@@ -43,7 +43,8 @@ def trace(
             "excess_loss": (kind, excess),
             "replaced_loss": (kind, np.array(replaced) * one),
             "whole_loss": (("sample",), whole),
-            "refusal": (("length",), refusal),
+            "taken": (("length",), refusal == ""),
+            "reason": (("length",), refusal),
             "intact_loss": (("sample",), random.lognormal(0, 1, samples)),
             "donor": (("sample",), np.roll(np.arange(samples), 1)),
         },
@@ -258,13 +259,13 @@ def test_refused_lengths_are_named_in_tiles_caption_and_table() -> None:
     assert plate.lead.endswith("inputs of another sample in front the network gives no output.")
     assert "Crosses: lengths that the network does not take." in plate.body
     assert plate.alt.endswith("Crosses on the axis at 280 and 560.")
-    assert table.note == "Refused: 280 and 560: RuntimeError: mat1 and mat2 do not fit."
+    assert table.note == "No loss at 280 and 560: RuntimeError: mat1 and mat2 do not fit."
     assert [row[1] == "refused" for row in table.rows] == [False] * 4 + [True] * 2
 
 
 def test_the_reason_of_a_refusal_is_made_printable_and_short() -> None:
     dataset = trace(refused=(560,))
-    dataset["refusal"][-1] = "ValueError: \u202e" + "x" * 5000
+    dataset["reason"][-1] = "ValueError: \u202e" + "x" * 5000
     (table,) = sequence_length.section(dataset, []).tables
     assert len(table.note) < 300
     assert "\u202e" not in table.note

@@ -9,7 +9,7 @@ import xarray as xr
 
 from analyzer.findings import Finding, Severity
 from analyzer.limits import SequenceLengthLimits
-from analyzer.rules.sequence_length import lost, refusal, sequence_length, warmed
+from analyzer.rules.sequence_length import lost, reason, sequence_length, warmed
 
 OWN = 140
 LENGTHS = [17, 35, 70, 140, 280, 560]
@@ -40,7 +40,8 @@ def trace(
             "excess_loss": (("sample", "length"), excess_BL),
             "replaced_loss": (("sample", "length"), beside_BL),
             "whole_loss": (("sample",), worth + noise()),
-            "refusal": (("length",), np.full(len(LENGTHS), "", dtype="<U40")),
+            "taken": (("length",), np.ones(len(LENGTHS), bool)),
+            "reason": (("length",), np.full(len(LENGTHS), "", dtype="<U40")),
         },
         {"length": LENGTHS},
         {"sequence_length": OWN},
@@ -161,7 +162,8 @@ def test_a_need_beyond_what_was_tried_is_not_judged() -> None:
 def test_a_length_that_is_not_taken_is_told(needed: float, severity: Severity) -> None:
     given = trace({})
     given["excess_loss"].loc[{"length": [280, 560]}] = nan
-    given["refusal"].loc[{"length": [280, 560]}] = ["RuntimeError: shapes", "another"]
+    given["taken"].loc[{"length": [280, 560]}] = False
+    given["reason"].loc[{"length": [280, 560]}] = ["RuntimeError: shapes", "another"]
     shorter, longer = judged(given, longest=needed)
     assert longer.severity is severity
     assert longer.message == (
@@ -170,8 +172,14 @@ def test_a_length_that_is_not_taken_is_told(needed: float, severity: Severity) -
     assert longer.meaning == "It is made for sequences of 140 timesteps."
     assert longer.action == "Cut or pad sequences to 140 timesteps."
     assert isnan(longer.value)
-    assert refusal(given, 560) == "another"
-    assert refusal(given, 70) == ""
+    assert reason(given, 560) == "another"
+    assert reason(given, 70) == ""
+    given["taken"][:] = True
+    _, longer = judged(given, longest=needed)
+    assert longer.severity is (Severity.INFO if isnan(needed) else Severity.INCONCLUSIVE)
+    assert longer.message == (
+        "sequences of 280 timesteps have nothing to compare: RuntimeError: shapes"
+    )
     assert shorter.severity is Severity.INFO
 
 
