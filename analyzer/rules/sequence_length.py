@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from math import inf, isinf, isnan, nan
+from typing import ClassVar
 
 import numpy as np
 import xarray as xr
@@ -37,8 +37,8 @@ def sequence_length(trace: xr.Dataset, limits: SequenceLengthLimits) -> Iterator
     Finding
         One for shorter sequences, one for longer ones.
     """
-    yield _Side(trace, limits, "shorter").finding()
-    yield _Side(trace, limits, "longer").finding()
+    yield _Shorter(trace, limits).finding()
+    yield _Longer(trace, limits).finding()
 
 
 def lost(trace: xr.Dataset, length: int, variable: str = "excess_loss") -> Estimate:
@@ -97,7 +97,11 @@ class _Side:
 
     trace: xr.Dataset
     limits: SequenceLengthLimits
-    name: str
+    name: ClassVar[str]
+    sign: ClassVar[int]
+    """1 where longer is further from the own length, else -1."""
+    superlative: ClassVar[str]
+    """Also the name of the limit that says which length the user needs."""
 
     @property
     def own(self) -> int:
@@ -105,104 +109,127 @@ class _Side:
         return int(self.trace.attrs["sequence_length"])
 
     @property
-    def required(self) -> float:
-        """Length that the user needs, nan if none was named."""
-        return self.limits.shortest if self.name == "shorter" else self.limits.longest
+    def needed(self) -> float:
+        """Length that the user needs; nan if none was named."""
+        return float(getattr(self.limits, self.superlative))
 
-    def lengths(self) -> list[int]:
-        """List the lengths on this side, the nearest first."""
-        every = [int(length) for length in self.trace["length"].to_numpy()]
-        if self.name == "shorter":
-            return [length for length in every if length < self.own][::-1]
-        return [length for length in every if length > self.own]
-
-    def judged(self) -> int | None:
-        """Choose the length to judge: the first that goes as far as needed; None if none does."""
-        for length in self.lengths():
-            beyond = length <= self.required if self.name == "shorter" else length >= self.required
-            if beyond or isnan(self.required):
-                return length
-        return None
+    def length(self) -> int | None:
+        """Choose the length to judge: the nearest that goes as far as needed, if there is one."""
+        away = [self.sign * int(length) for length in self.trace["length"].to_numpy()]
+        beyond = [one for one in away if one > self.sign * self.own]
+        if not isnan(self.needed):
+            beyond = [one for one in beyond if one >= self.sign * self.needed]
+        return self.sign * min(beyond) if beyond else None
 
     def finding(self) -> Finding:
         """Word the verdict."""
-        finding = partial(
-            Finding,
-            code=f"{self.name}-sequences",
-            probe=PROBE,
-            title=f"{self.name.capitalize()} sequences",
-            limit=nan if isnan(self.required) else self.limits.lost,
-            relation="" if isnan(self.required) else "<=",
-            limit_source="" if isnan(self.required) else source_of(self.limits, "lost"),
-        )
-        length = self.judged()
-        if self._within():
-            return finding(
-                severity=Severity.PASS,
-                message=f"the audited sequences are of {self.own} timesteps, and {self.required:g} "
-                "are needed",
-                meaning="Nothing is lost on what was audited itself.",
-                value=0.0,
-                low=0.0,
-                high=0.0,
-                samples=self.trace.sizes["sample"],
+        length = self.length()
+        if self.sign * self.needed <= self.sign * self.own:
+            return self._told(
+                Severity.PASS,
+                f"the audited sequences are of {self.own} timesteps, and {self.needed:g} are "
+                "needed",
+                "Nothing is lost on what was audited itself.",
+                "None.",
+                Estimate(0.0, 0.0, 0.0, self.trace.sizes["sample"]),
             )
         if length is None:
-            return finding(
-                severity=Severity.INCONCLUSIVE,
-                message=f"no sequences as {self._degree()} as {self.required:g} timesteps were "
-                "tried",
-                meaning="Whether the network takes them is not known.",
-                action=f"Raise the setting sequence_length.{self.name}.",
-            )
-        if refused(self.trace, length):
-            return finding(
-                severity=Severity.INFO if isnan(self.required) else Severity.WARN,
-                message=f"the network takes no sequences of {length} timesteps: "
-                f"{reason(self.trace, length)}",
-                meaning=f"It is made for sequences of {self.own} timesteps.",
-                action=f"Cut or pad sequences to {self.own} timesteps.",
-            )
+            return self._untried()
         if told := reason(self.trace, length):
-            return finding(
-                severity=Severity.INFO if isnan(self.required) else Severity.INCONCLUSIVE,
-                message=f"sequences of {length} timesteps have nothing to compare: {told}",
-                meaning="The network takes them; what it makes of them is not known.",
-                action="Give a loss and targets, or name the output that is to be judged.",
-            )
+            return self._unknown(length, told)
         found = lost(self.trace, length)
-        severity, meaning, action = self._judgement(found, length)
-        return finding(
-            severity=severity,
-            message=self._message(found, length),
-            meaning=meaning,
-            action=action,
+        return self._told(*self._judged(found, length), found)
+
+    def _told(
+        self, severity: Severity, message: str, meaning: str, action: str, found: Estimate
+    ) -> Finding:
+        """Put a verdict together."""
+        judged = not isnan(self.needed)
+        return Finding(
+            f"{self.name}-sequences",
+            PROBE,
+            severity,
+            f"{self.name.capitalize()} sequences",
+            message,
+            meaning,
+            action,
             value=found.value,
             low=found.low,
             high=found.high,
+            limit=self.limits.lost if judged else nan,
+            relation="<=" if judged else "",
+            limit_source=source_of(self.limits, "lost") if judged else "",
             samples=found.samples,
         )
 
-    def _within(self) -> bool:
-        """Whether the needed length is that of the audited sequences, or less far."""
-        return self.required >= self.own if self.name == "shorter" else self.required <= self.own
+    def _untried(self) -> Finding:
+        """Say that no length was tried that goes as far as needed."""
+        needed = not isnan(self.needed)
+        return self._told(
+            Severity.INCONCLUSIVE if needed else Severity.INFO,
+            f"no sequences {self.name} than {self.own} timesteps were tried"
+            + (f" that are of {self.needed:g} or {self.name}" if needed else ""),
+            "Whether the network takes them is not known.",
+            f"Raise the setting sequence_length.{self.name}.",
+            Estimate(),
+        )
 
-    def _degree(self) -> str:
-        """Name the direction."""
-        return "short" if self.name == "shorter" else "long"
+    def _unknown(self, length: int, why: str) -> Finding:
+        """Say why there is no loss at a length."""
+        needed = not isnan(self.needed)
+        if refused(self.trace, length):
+            return self._told(
+                Severity.WARN if needed else Severity.INFO,
+                f"the network takes no sequences of {length} timesteps: {why}",
+                f"It is made for sequences of {self.own} timesteps.",
+                f"Cut or pad sequences to {self.own} timesteps.",
+                Estimate(),
+            )
+        return self._told(
+            Severity.INCONCLUSIVE if needed else Severity.INFO,
+            f"sequences of {length} timesteps have nothing to compare: {why}",
+            "The network takes them; what it makes of them is not known.",
+            "Give a loss and targets, or name the output that is to be judged.",
+            Estimate(),
+        )
 
-    def _message(self, found: Estimate, length: int) -> str:
-        """Say what was seen."""
+    def _judged(self, found: Estimate, length: int) -> tuple[Severity, str, str, str]:
+        """Severity, message, meaning and action."""
         if isnan(found.value):
             return (
+                Severity.INCONCLUSIVE,
                 "replacing the whole input by another sample's does not raise the loss for "
-                f"certain ({found.samples} samples)"
+                f"certain ({found.samples} samples)",
+                "The output may not depend on the input, or the samples are too few or alike.",
+                "Audit more samples, with targets if there are any.",
             )
-        if self.name == "longer":
-            return (
-                f"with {length - self.own} inputs of another sample in front, {length} timesteps "
-                f"in all, the final loss {_moves(found.value)} of what all inputs are worth"
-            )
+        message = self.message(found, length)
+        if found.samples < self.limits.min_samples:
+            meaning = f"{found.samples} samples are too few to tell what other lengths cost."
+            action = f"Audit at least {self.limits.min_samples:g} samples."
+            return Severity.INCONCLUSIVE, message, meaning, action
+        severity = at_most(found, self.limits.lost)
+        meaning, action = self.meaning(severity, length)
+        if isnan(self.needed):
+            action = f"Set the limit sequence_length.{self.superlative} to have it judged."
+            return Severity.INFO, message, meaning, action
+        return severity, message, meaning, action
+
+    def message(self, found: Estimate, length: int) -> str:
+        """Say what was seen."""
+        raise NotImplementedError
+
+    def meaning(self, severity: Severity, length: int) -> tuple[str, str]:
+        """Say what it means, and what to do."""
+        raise NotImplementedError
+
+
+class _Shorter(_Side):
+    """The last inputs alone."""
+
+    name, sign, superlative = "shorter", -1, "shortest"
+
+    def message(self, found: Estimate, length: int) -> str:
         replaced = lost(self.trace, length, "replaced_loss")
         return (
             f"from the last {length} of {self.own} inputs alone the final loss "
@@ -210,27 +237,7 @@ class _Side:
             f"the older ones it {_moves(replaced.value)}"
         )
 
-    def _judgement(self, found: Estimate, length: int) -> tuple[Severity, str, str]:
-        """Severity, meaning and action."""
-        if isnan(found.value):
-            return (
-                Severity.INCONCLUSIVE,
-                "The output may not depend on the input, or the samples are too few or alike.",
-                "Audit more samples, with targets if there are any.",
-            )
-        if found.samples < self.limits.min_samples:
-            meaning = f"{found.samples} samples are too few to tell what other lengths cost."
-            action = f"Audit at least {self.limits.min_samples:g} samples."
-            return Severity.INCONCLUSIVE, meaning, action
-        severity = at_most(found, self.limits.lost)
-        meaning, action = getattr(self, f"_{self.name}")(severity, length)
-        if not isnan(self.required):
-            return severity, meaning, action
-        ask = "shortest" if self.name == "shorter" else "longest"
-        return Severity.INFO, meaning, f"Set the limit sequence_length.{ask} to have it judged."
-
-    def _shorter(self, severity: Severity, length: int) -> tuple[str, str]:
-        """Meaning and action for shorter sequences."""
+    def meaning(self, severity: Severity, length: int) -> tuple[str, str]:
         if severity is Severity.PASS:
             return "The network takes shorter sequences as well as its own.", "None."
         if severity is Severity.INCONCLUSIVE:
@@ -246,8 +253,19 @@ class _Side:
             f"Give it more than {length} timesteps.",
         )
 
-    def _longer(self, severity: Severity, length: int) -> tuple[str, str]:
-        """Meaning and action for longer sequences."""
+
+class _Longer(_Side):
+    """With another sample's inputs in front."""
+
+    name, sign, superlative = "longer", 1, "longest"
+
+    def message(self, found: Estimate, length: int) -> str:
+        return (
+            f"with {length - self.own} inputs of another sample in front, {length} timesteps in "
+            f"all, the final loss {_moves(found.value)} of what all inputs are worth"
+        )
+
+    def meaning(self, severity: Severity, length: int) -> tuple[str, str]:
         if severity is Severity.PASS:
             return "A longer past does not harm it.", "None."
         if severity is Severity.INCONCLUSIVE:

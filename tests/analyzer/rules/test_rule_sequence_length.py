@@ -151,11 +151,22 @@ def test_what_is_needed_within_what_was_audited_passes(shortest: int, longest: i
 def test_a_need_beyond_what_was_tried_is_not_judged() -> None:
     shorter, longer = judged(trace({}), shortest=16, longest=561)
     assert shorter.severity is longer.severity is Severity.INCONCLUSIVE
-    assert shorter.message == "no sequences as short as 16 timesteps were tried"
-    assert longer.message == "no sequences as long as 561 timesteps were tried"
+    assert shorter.message == (
+        "no sequences shorter than 140 timesteps were tried that are of 16 or shorter"
+    )
+    assert longer.message == (
+        "no sequences longer than 140 timesteps were tried that are of 561 or longer"
+    )
     assert shorter.action == "Raise the setting sequence_length.shorter."
     assert longer.action == "Raise the setting sequence_length.longer."
     assert isnan(shorter.value)
+
+
+def test_a_side_that_was_not_tried_is_told() -> None:
+    shorter, longer = judged(trace({}).sel(length=[140]))
+    assert shorter.severity is longer.severity is Severity.INFO
+    assert shorter.message == "no sequences shorter than 140 timesteps were tried"
+    assert longer.message == "no sequences longer than 140 timesteps were tried"
 
 
 @pytest.mark.parametrize(("needed", "severity"), [(nan, Severity.INFO), (200, Severity.WARN)])
