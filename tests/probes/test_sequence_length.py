@@ -129,6 +129,20 @@ def test_losses_are_those_of_sequences_made_by_hand(kind: type[nn.RNNBase], targ
         assert found == pytest.approx(expected, abs=1e-13)
 
 
+def test_targets_of_every_timestep_may_be_vectors() -> None:
+    model, x, wanted = Tagger().double(), double(5, T, 3), double(5, T, 4)
+    trace = measured(model, [(x, wanted)], "mse_loss")
+    donor = trace["donor"].to_numpy()
+
+    def losses(length: int) -> Tensor:
+        last = model(spliced(x, donor, length))[:, -1]
+        return (last - wanted[:, -1]).square().mean(1).detach()
+
+    for length in (3, 12, 48, 96):
+        found = trace["excess_loss"].sel(length=length).to_numpy()
+        assert found == pytest.approx((losses(length) - losses(T)).numpy(), abs=1e-13)
+
+
 def test_time_first_sequences_are_cut_along_their_first_axis() -> None:
     class Last(nn.Module):
         def __init__(self) -> None:
@@ -217,13 +231,14 @@ def test_tokens_and_what_has_no_time_go_along() -> None:
             super().__init__()
             self.embed, self.rnn = nn.Embedding(7, 3), nn.GRU(3, 5, batch_first=True)
 
-        def forward(self, tokens: Tensor, scale: Tensor) -> Tensor:
+        def forward(self, tokens: Tensor, scale: Tensor, speaker: Tensor) -> Tensor:
             y: Tensor = self.rnn(self.embed(tokens))[0][:, -1] * scale[:, None]
-            return y
+            return y + self.embed(speaker).sum(1, keepdim=True)
 
-    model, tokens, scale = Told().double(), torch.randint(7, (5, T)), double(5)
-    trace = measured(model, Batch({"tokens": tokens, "scale": scale}), shorter=1, longer=0)
-    expected = 0.5 * (model(tokens[:, 12:], scale) - model(tokens, scale)).square().mean(1)
+    model, tokens, told = Told().double(), torch.randint(7, (5, T)), (double(5), torch.arange(5))
+    inputs = {"tokens": tokens, "scale": told[0], "speaker": told[1]}
+    trace = measured(model, Batch(inputs), shorter=1, longer=0)
+    expected = 0.5 * (model(tokens[:, 12:], *told) - model(tokens, *told)).square().mean(1)
     found = trace["excess_loss"].sel(length=12).to_numpy()
     assert found == pytest.approx(expected.detach().numpy())
     assert trace["length"].to_numpy().tolist() == [12, 24]
