@@ -11,9 +11,8 @@ import xarray as xr
 from torch import Tensor
 
 from probes.base import Progress, Subject, call, silent, variable
-from probes.errors import AnalyzerError, first_line
+from probes.errors import REFUSALS, AnalyzerError, first_line
 from probes.loss.replacement import Replacement
-from probes.loss.rest import UNFIT
 from probes.model.taps import untouched
 from probes.recurrent.watching.resumption import Resumption
 from probes.samples.layout import Layout
@@ -99,14 +98,14 @@ def _excess(replacement: Replacement, length: int) -> Tensor | _Unknown:
         try:
             with torch.no_grad():
                 outputs = call(subject.model, batch.inputs)
-        except UNFIT as error:
+        except REFUSALS as error:
             return _Unknown(False, first_line(error))
         if [tensor.shape for tensor in tensors(outputs)] == replacement.shapes[index]:
             # Its positions are others than those of the inputs: so are those of the targets.
             batch = replace(batch, targets=own.batch.to(subject.device, subject.dtype).targets)
         try:
             found.append(replacement.change(index, outputs, batch))
-        except UNFIT as error:
+        except REFUSALS as error:
             told = str(error) if isinstance(error, AnalyzerError) else first_line(error)
             return _Unknown(True, told)
     return torch.cat(found)

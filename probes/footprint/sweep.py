@@ -9,14 +9,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from probes.base import Batch, Inputs, Progress, Subject, first_tensor
-from probes.errors import AnalyzerError, NotApplicable
+from probes.errors import REFUSALS, AnalyzerError, NotApplicable
 from probes.footprint.batches import repeated, shortened
 from probes.footprint.passes import Serving, Training, nbytes, serving, training
 from probes.model.taps import differentiable_recurrence, untouched
 from probes.samples.timeline import time_axis
-
-REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AnalyzerError)
-"""What models and losses raise that do not take batches of some kind."""
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 
 from probes.base import Inputs, Subject
-from probes.errors import AnalyzerError
+from probes.errors import REFUSALS
 from probes.loss import objective
 from probes.samples.layout import Layout
 from probes.samples.timeline import Sequences
 from probes.structure import tensors
-
-UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AnalyzerError)
-"""What models raise that were made for sequences of one length, and losses of their outputs."""
 
 
 class Unlike(Exception):
@@ -98,7 +95,7 @@ def usable_starts(
     try:
         found = run.rest(inputs, like=like, start=start)
         losses = objective.final_results(subject, found, part.batch)
-    except (Unlike, *UNFIT):
+    except (Unlike, *REFUSALS):
         return []
     intact = objective.final_results(subject, outputs, own.batch)
     pairs = [tensors(outputs), tensors(found)]
