@@ -281,8 +281,8 @@ def rows(rounds: int, large: bool) -> list[Row]:
     ):
         parts = {MAP: case.weight_map, PROFILE: case.lag_profile(), KEPT: case.lengths_kept()}
         if isinstance(case.model.rnn, nn.LSTM):
-            parts |= {"unrolled autograd": case.unrolled}
-            parts |= {"unrolled autograd, two losses": case.unrolled_twice}
+            parts["unrolled autograd"] = case.unrolled
+            parts["unrolled autograd, two losses"] = case.unrolled_twice
         found += compare(name, _probes(case, every) | parts, rounds, NOTES)
     ragged = Case(32, 400, 128, ragged=True)
     found += compare("LSTM 128, 32 x 100 to 400 packed", _probes(ragged, every[:4]), rounds, NOTES)

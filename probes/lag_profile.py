@@ -136,14 +136,7 @@ def _trace(replacement: Replacement, windows: list[range], excess_BW: Tensor) ->
                 "loss",
             ),
             "width": variable(width_W, ("lag",), "lags replaced together, from this", "timestep"),
-            "intact_loss": variable(
-                replacement.losses(), ("sample",), "intact loss, last position", "loss"
-            ),
-            "donor": xr.DataArray(
-                replacement.donor.numpy(),
-                dims="sample",
-                attrs={"long_name": "sample whose inputs are put in place", "units": "1"},
-            ),
+            **replacement.by_sample("are put in place"),
         },
         {"lag": first_W.numpy()},
         replacement.facts(),

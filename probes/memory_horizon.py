@@ -180,14 +180,7 @@ def _trace(
                 "rms gradient of the loss of the last position at the input",
                 "loss / input",
             ),
-            "intact_loss": variable(
-                replacement.losses(), ("sample",), "intact loss, last position", "loss"
-            ),
-            "donor": xr.DataArray(
-                replacement.donor.numpy(),
-                dims="sample",
-                attrs={"long_name": "sample whose inputs replace older ones", "units": "1"},
-            ),
+            **replacement.by_sample("replace older ones"),
         },
         {"kept": kept, "lag": range(replacement.timesteps)},
         replacement.facts(),

@@ -153,14 +153,7 @@ def _trace(
             "whole_loss": variable(
                 worth_BL[:, 0], ("sample",), "the same with another sample's inputs alone", "loss"
             ),
-            "intact_loss": variable(
-                replacement.losses(), ("sample",), "intact loss, last position", "loss"
-            ),
-            "donor": xr.DataArray(
-                replacement.donor.numpy(),
-                dims="sample",
-                attrs={"long_name": "sample whose inputs are put in front", "units": "1"},
-            ),
+            **replacement.by_sample("are put in front"),
             "taken": xr.DataArray(
                 [unknown.get(length, known).taken for length in lengths],
                 dims="length",

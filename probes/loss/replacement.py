@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import xarray as xr
 from torch import Tensor
 
-from probes.base import Batch, Subject
+from probes.base import Batch, Subject, variable
 from probes.errors import AnalyzerError, NotApplicable
 from probes.loss import objective
 from probes.loss.rest import Run, Unlike, since, usable_starts
@@ -104,11 +105,12 @@ class Replacement:
                 outputs = self.run(batch.inputs, keep=name)
                 batch = objective.with_own_targets(subject, outputs, batch)
                 there = replace(own, batch=batch)
-                starts.append(usable_starts(subject, self.run, name, there, outputs))
+                result = objective.final_results(subject, outputs, batch)
+                starts.append(usable_starts(subject, self.run, name, there, outputs, result))
             if starts[-1]:
                 self.run.release(name)
             shapes.append([tensor.shape for tensor in tensors(outputs)])
-            results.append(objective.final_results(subject, outputs, batch))
+            results.append(result)
             sequences.append(replace(own, batch=replace(own.batch, targets=batch.targets)))
         return replace(self, sequences=sequences, results=results, shapes=shapes, starts=starts)
 
@@ -224,6 +226,19 @@ class Replacement:
             else:
                 outputs = self.run(batch.inputs, like=like, keep=keep)
         return self.change(index, outputs, batch)
+
+    def by_sample(self, use: str) -> dict[str, xr.DataArray]:
+        """Label the intact losses and the donors, which are put to some use."""
+        return {
+            "intact_loss": variable(
+                self.losses(), ("sample",), "intact loss, last position", "loss"
+            ),
+            "donor": xr.DataArray(
+                self.donor.numpy(),
+                dims="sample",
+                attrs={"long_name": f"sample whose inputs {use}", "units": "1"},
+            ),
+        }
 
     def facts(self) -> dict[str, Any]:
         """Say on what the losses rest, for the attributes of a trace."""

@@ -61,7 +61,7 @@ def since(subject: Subject, own: Sequences, start: int) -> Sequences:
 
 
 def usable_starts(
-    subject: Subject, run: Run, like: Hashable, own: Sequences, outputs: Any
+    subject: Subject, run: Run, like: Hashable, own: Sequences, outputs: Any, intact: Tensor
 ) -> list[int]:
     """List the timesteps from which on a batch can be run alone; none if that changes its end.
 
@@ -80,6 +80,8 @@ def usable_starts(
         The batch, where the model is.
     outputs : object
         What the model returned.
+    intact : Tensor
+        Its losses, or outputs, of the last position.
     """
     known, timesteps = run.starts(like), int(own.lengths.max())
     if not known or int(own.lengths.min()) < timesteps:
@@ -97,7 +99,6 @@ def usable_starts(
         losses = objective.final_results(subject, found, part.batch)
     except (Unlike, *REFUSALS):
         return []
-    intact = objective.final_results(subject, outputs, own.batch)
     pairs = [tensors(outputs), tensors(found)]
     alike = len(pairs[0]) == len(pairs[1]) and all(
         _end_alike(whole, rest, start) for whole, rest in zip(*pairs, strict=True)

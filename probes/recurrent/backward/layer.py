@@ -220,7 +220,8 @@ def _in_blocks(inside: _Inside, direction: int, arriving: Arriving, past: Past) 
         adjoint = backpropagate(plan.kind, weights, local, hidden, cell)
         parts.append(Norms.of(adjoint))
         if x_TVBI is not None:
-            scan = Scan(plan.kind, weights, past.x[span], past.hidden[span], local, adjoint)
+            part = past.part(span, None)
+            scan = Scan(plan.kind, weights, part.x, part.before, local, adjoint)
             x_TVBI[span] = scan.x_gradient()
     assert adjoint is not None
     _leave(plan, direction, past, replay.residual, Norms.joined(parts[::-1]).apart())

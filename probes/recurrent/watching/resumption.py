@@ -50,7 +50,6 @@ class Resumption:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._kept: dict[Hashable, list[_Ran]] = {}
-        self._starts: dict[Hashable, Sequence[int]] = {}
         self._free = BYTES
 
     def __call__(self, inputs: Inputs, *, like: Hashable = None, keep: Hashable = None) -> Any:
@@ -71,12 +70,11 @@ class Resumption:
         if keep is not None and _bytes(cutting.ran) <= self._free:
             self._free -= _bytes(cutting.ran)
             self._kept[keep] = cutting.ran
-            self._starts[keep] = _starts(cutting.ran)
         return outputs
 
     def starts(self, like: Hashable) -> Sequence[int]:
         """List the timesteps at which every layer of a kept run that was cut can go on."""
-        return self._starts.get(like, ())
+        return _starts(self._kept.get(like, ()))
 
     def rest(self, inputs: Inputs, *, like: Hashable, start: int) -> Any:
         """Run the model on later timesteps alone, from the states of a kept run.
@@ -145,7 +143,26 @@ class _Ran:
         return max((step for step in self.states if step <= equal), default=0)
 
 
-class _Cutting(RecurrentCalls):
+class _Layers(RecurrentCalls):
+    """Have the layers of recurrent modules computed one after the other."""
+
+    def _module(self, call: FusedCall) -> tuple[Tensor, ...]:
+        """Compute a whole module, one layer after the other."""
+        return call.layer_by_layer(partial(self._layer, call))
+
+    def _layer(
+        self,
+        call: FusedCall,
+        _layer: int,
+        x: Tensor,
+        states: tuple[Tensor, ...],
+        weights: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Compute one layer."""
+        raise NotImplementedError
+
+
+class _Cutting(_Layers):
     """Have recurrent modules resume where they can."""
 
     def __init__(self, earlier: Sequence[_Ran], *, keeping: bool) -> None:
@@ -165,10 +182,6 @@ class _Cutting(RecurrentCalls):
             if module.batch_sizes is None and not module.bidirectional and not random:
                 return self._module(module)
         return func(*args, **kwargs)
-
-    def _module(self, call: FusedCall) -> tuple[Tensor, ...]:
-        """Compute a whole module, one layer after the other."""
-        return call.layer_by_layer(partial(self._layer, call))
 
     def _layer(
         self,
@@ -199,17 +212,13 @@ class _Cutting(RecurrentCalls):
         return whole, *after
 
 
-class _Rest(RecurrentCalls):
+class _Rest(_Layers):
     """Have recurrent modules go on from the states of a kept run, whatever they are handed."""
 
     def __init__(self, earlier: Sequence[_Ran], start: int) -> None:
         super().__init__()
         self._earlier = iter(earlier)
         self._start = start
-
-    def _module(self, call: FusedCall) -> tuple[Tensor, ...]:
-        """Compute a whole module, one layer after the other."""
-        return call.layer_by_layer(partial(self._layer, call))
 
     def _cell(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Refuse what no state is known of."""

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from probes.recurrent.watching.interception import FusedCall
+
 
 @dataclass
 class Unrolled:
@@ -113,3 +115,17 @@ def make(kind: str, *sizes: int, scale: float = 2.0, **options: Any) -> nn.RNNBa
 @pytest.fixture
 def trained() -> Callable[..., nn.RNNBase]:
     return make
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Timesteps of every call of one layer."""
+    seen: list[int] = []
+    layer = FusedCall.layer
+
+    def counted(self: FusedCall, weights: list[Tensor], x: Tensor, states: tuple[Tensor, ...]):
+        seen.append(len(x))
+        return layer(self, weights, x, states)
+
+    monkeypatch.setattr(FusedCall, "layer", counted)
+    return seen

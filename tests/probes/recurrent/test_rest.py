@@ -1,6 +1,6 @@
 """Models run on the rest of their inputs alone, against whole runs; and those that cannot be."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from probes.base import Batch, Subject
 from probes.lag_profile import LagProfile
+from probes.loss.objective import final_results
 from probes.loss.replacement import Replacement
 from probes.loss.rest import usable_starts
 from probes.memory_horizon import MemoryHorizon
 from probes.recurrent.watching import resumption
-from probes.recurrent.watching.interception import FusedCall
 from probes.recurrent.watching.resumption import Resumption
 from probes.samples.timeline import Sequences
 
@@ -111,21 +111,8 @@ def usable(known: Known) -> tuple[list[int], Resumption, Sequences]:
     run, own = Resumption(known.model), Sequences.of(subject, known.batch, known.axis)
     with torch.no_grad():
         outputs = run(known.batch.inputs, keep="whole")
-        return usable_starts(subject, run, "whole", own, outputs), run, own
-
-
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Timesteps of every call of one layer."""
-    seen: list[int] = []
-    layer = FusedCall.layer
-
-    def counted(self: FusedCall, weights: list[Tensor], x: Tensor, states: tuple[Tensor, ...]):
-        seen.append(len(x))
-        return layer(self, weights, x, states)
-
-    monkeypatch.setattr(FusedCall, "layer", counted)
-    return seen
+        intact = final_results(subject, outputs, known.batch)
+        return usable_starts(subject, run, "whole", own, outputs, intact), run, own
 
 
 @pytest.mark.parametrize("case", USABLE)
@@ -401,4 +388,6 @@ def test_ends_are_compared_up_to_rounding(outputs: tuple[Any, Any], alike: bool)
     batch = Batch(x(2, 11, 3))
     subject = Subject(nn.Linear(1, 1).double(), [batch], time_axis=1)
     own = Sequences.of(subject, batch, 1)
-    assert usable_starts(subject, Told(rest), "whole", own, whole) == ([3, 7] if alike else [])
+    intact = final_results(subject, whole, batch)
+    found = usable_starts(subject, Told(rest), "whole", own, whole, intact)
+    assert found == ([3, 7] if alike else [])

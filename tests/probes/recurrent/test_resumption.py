@@ -10,7 +10,6 @@ from probes.lag_profile import LagProfile
 from probes.loss.rest import Unlike
 from probes.memory_horizon import MemoryHorizon
 from probes.recurrent.watching import resumption
-from probes.recurrent.watching.interception import FusedCall
 from probes.recurrent.watching.resumption import Resumption
 
 TIMESTEPS = 70
@@ -33,20 +32,6 @@ class Tagger(nn.Module):
             x.zero_()
             y.mul_(2)
         return y if self.rnn.batch_first else y.transpose(0, 1)
-
-
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Timesteps of every call of one layer."""
-    seen: list[int] = []
-    layer = FusedCall.layer
-
-    def counted(self: FusedCall, weights: list[Tensor], x: Tensor, states: tuple[Tensor, ...]):
-        seen.append(len(x))
-        return layer(self, weights, x, states)
-
-    monkeypatch.setattr(FusedCall, "layer", counted)
-    return seen
 
 
 CASES = {
